@@ -1,0 +1,43 @@
+"""Realtime Router: a WebSocket router for realtime voice models.
+
+A session, end to end:
+
+    upgrade request → handshake → auth → group → [ eligible → choose → lease → dial → ready ] → 101 → relay → record
+                                                  └──── failed: classify, penalise, exclude, next ────┘
+
+Where to find what:
+
+    app.py          the HTTP surface; cli.py the commands; config/ the YAML
+    handshake.py    upgrade request → what the client wants; auth.py key → principal
+    engine.py       one session from its search to its record; the pieces below put together
+    routing.py      the attempt loop; retry.py what a failure means; breaker.py, limits.py, load.py a deployment's state; pool.py all of them
+    upstream.py     the dial, until the first good event; providers/ who is dialled and how
+    relay/          two transports joined: bytes verbatim, a scanner that follows the frames
+    accounting.py   turns, first audio, usage; events.py what happened → metrics.py, logs.py
+    simulator/      a provider to develop, demo and test against
+    library.py      the same without a server
+
+Imports point one way: ``router`` → ``strategies``. The client's 101 is sent only when an upstream is ready: until then any failure
+moves to another deployment, afterwards only a close code can tell.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from router._version import __version__
+
+if TYPE_CHECKING:
+    from router.library import RealtimeSession, Router, realtime
+    from router.local import SessionClosed
+
+__all__ = ["RealtimeSession", "Router", "SessionClosed", "__version__", "realtime"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on need: ``import router.config`` alone must not cost aiohttp's 200 ms.
+    if name in ("RealtimeSession", "Router", "SessionClosed", "realtime"):
+        from router import library
+
+        return getattr(library, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

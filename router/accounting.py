@@ -1,0 +1,275 @@
+"""What a session said and cost, from the messages that pass: counts by type, turns, time to first audio, usage exactly once.
+
+A ``Tap`` of the relay: called for every message, so it does as little as it can; it looks into the payload of a few types only.
+Pure: no asyncio, and the clock is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import orjson
+
+from router.relay.frames import BINARY
+from router.relay.relay import Phase, Side
+from router.usage import Usage, response_usage, transcription_usage
+
+TRANSCRIPTION_COMPLETED: Final = "conversation.item.input_audio_transcription.completed"
+COLLECTED: Final = frozenset({"response.done", "error", TRANSCRIPTION_COMPLETED})
+
+# PROTOCOL §3 and §4; metric labels, so what is not listed is counted as ``other``.
+CLIENT_TYPES: Final = frozenset(
+    {
+        "session.update",
+        "transcription_session.update",
+        "input_audio_buffer.append",
+        "input_audio_buffer.commit",
+        "input_audio_buffer.clear",
+        "conversation.item.create",
+        "conversation.item.retrieve",
+        "conversation.item.truncate",
+        "conversation.item.delete",
+        "conversation.item.commit",
+        "response.create",
+        "response.cancel",
+        "output_audio_buffer.clear",
+        "ping",
+        "pong",
+    }
+)
+UPSTREAM_TYPES: Final = frozenset(
+    {
+        "error",
+        "session.created",
+        "session.updated",
+        "transcription_session.created",
+        "transcription_session.updated",
+        "conversation.created",
+        "conversation.item.created",
+        "conversation.item.added",
+        "conversation.item.done",
+        "conversation.item.retrieved",
+        "conversation.item.truncated",
+        "conversation.item.deleted",
+        "conversation.item.input_audio_transcription.delta",
+        "conversation.item.input_audio_transcription.updated",
+        TRANSCRIPTION_COMPLETED,
+        "conversation.item.input_audio_transcription.failed",
+        "conversation.item.input_audio_transcription.segment",
+        "input_audio_buffer.committed",
+        "input_audio_buffer.cleared",
+        "input_audio_buffer.speech_started",
+        "input_audio_buffer.speech_stopped",
+        "input_audio_buffer.timeout_triggered",
+        "input_audio_buffer.dtmf_event_received",
+        "output_audio_buffer.started",
+        "output_audio_buffer.stopped",
+        "output_audio_buffer.cleared",
+        "response.created",
+        "response.done",
+        "response.output_item.added",
+        "response.output_item.done",
+        "response.content_part.added",
+        "response.content_part.done",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.output_audio.delta",
+        "response.output_audio.done",
+        "response.output_audio_transcript.delta",
+        "response.output_audio_transcript.done",
+        "response.text.delta",
+        "response.text.done",
+        "response.audio.delta",
+        "response.audio.done",
+        "response.audio_transcript.delta",
+        "response.audio_transcript.done",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.mcp_call_arguments.delta",
+        "response.mcp_call_arguments.done",
+        "response.mcp_call.in_progress",
+        "response.mcp_call.completed",
+        "response.mcp_call.failed",
+        "mcp_list_tools.in_progress",
+        "mcp_list_tools.completed",
+        "mcp_list_tools.failed",
+        "rate_limits.updated",
+        "ping",
+    }
+)
+OTHER: Final = "other"
+BINARY_TYPE: Final = "binary"
+
+_AUDIO_DELTAS: Final = frozenset({"response.output_audio.delta", "response.audio.delta"})
+# Ids remembered so that nothing is billed twice; two hours of rapid turns have fewer.
+_REMEMBERED_IDS: Final = 8192
+
+Counts = dict[tuple[str, str], tuple[int, int]]
+
+
+class Accounting:
+    """One session's books.
+
+    Args:
+        clock: monotonic seconds.
+        on_usage: told of each bill once.
+        on_first_audio: told of each turn's seconds from the end of speech to the first audio.
+        on_trouble: told of the code and type of an ``error`` event or a failed response.
+        on_tick: called with monotonic seconds, twice a second.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        on_usage: Callable[[Usage], None],
+        on_first_audio: Callable[[float], None],
+        on_trouble: Callable[[str, str], None],
+        on_tick: Callable[[float], None],
+    ) -> None:
+        self.collect = COLLECTED
+        self.usage = Usage()
+        self.turns = 0  # responses that were completed, whatever their status
+        self.first_audio_s: float | None = None  # of the first turn that had audio
+        self._clock = clock
+        self._on_usage = on_usage
+        self._on_first_audio = on_first_audio
+        self._on_trouble = on_trouble
+        self._on_tick = on_tick
+        self._open_responses = 0
+        # When the user stopped speaking; only set while the answer's first audio is awaited.
+        self._speech_ended_at: float | None = None
+        self._billed: dict[str, None] = {}
+        # Since the last ``take_counts``. Two dicts of lists: one look-up and two additions a message.
+        self._counts: dict[Side, dict[str, list[int]]] = {"client": {}, "upstream": {}}
+
+    @property
+    def phase(self) -> Phase:
+        """A turn lasts from ``response.created`` to ``response.done``."""
+        return "turn" if self._open_responses else "idle"
+
+    def tick(self, now: float) -> None:
+        """Twice a second."""
+        self._on_tick(now)
+
+    def message(self, side: Side, opcode: int, event_type: str | None, size: int, payload: bytes | None) -> None:
+        """Book a message."""
+        if opcode == BINARY:
+            name = BINARY_TYPE
+        elif event_type is not None and event_type in (CLIENT_TYPES if side == "client" else UPSTREAM_TYPES):
+            name = event_type
+        else:
+            name = OTHER
+        counts = self._counts[side]
+        entry = counts.get(name)
+        if entry is None:
+            counts[name] = [1, size]
+        else:
+            entry[0] += 1
+            entry[1] += size
+        if side == "client":
+            if name == "input_audio_buffer.commit":
+                self._speech_ended_at = self._clock()
+            return
+        if self._speech_ended_at is not None and (name in _AUDIO_DELTAS or name == BINARY_TYPE):
+            self._first_audio()
+        elif name in _HANDLERS:
+            _HANDLERS[name](self, payload)
+
+    def take_counts(self) -> Counts:
+        """Return the counts since the last call: (side, type) → (messages, payload bytes)."""
+        taken: Counts = {
+            (side, name): (entry[0], entry[1]) for side, counts in self._counts.items() for name, entry in counts.items()
+        }
+        for counts in self._counts.values():
+            counts.clear()
+        return taken
+
+    # --- single types -------------------------------------------------------------------------------
+
+    def _first_audio(self) -> None:
+        assert self._speech_ended_at is not None
+        seconds = self._clock() - self._speech_ended_at
+        self._speech_ended_at = None
+        if self.first_audio_s is None:
+            self.first_audio_s = seconds
+        self._on_first_audio(seconds)
+
+    def _speech_stopped(self, payload: bytes | None) -> None:
+        self._speech_ended_at = self._clock()
+
+    def _speech_started(self, payload: bytes | None) -> None:
+        # The user speaks again before any answer: what is measured is the answer to what comes now.
+        self._speech_ended_at = None
+
+    def _response_created(self, payload: bytes | None) -> None:
+        self._open_responses += 1
+
+    def _response_done(self, payload: bytes | None) -> None:
+        self.turns += 1
+        self._open_responses = max(0, self._open_responses - 1)
+        event = _parse(payload)
+        response = _object(event, "response")
+        # xAI puts it beside the response (PROTOCOL §4).
+        usage = _object(response, "usage") or _object(event, "usage")
+        if usage:
+            self._bill(_text(response, "id"), response_usage(usage))
+        error = _object(_object(response, "status_details"), "error")
+        if error:
+            self._on_trouble(_text(error, "code"), _text(error, "type"))
+
+    def _transcribed(self, payload: bytes | None) -> None:
+        event = _parse(payload)
+        usage = _object(event, "usage")
+        if usage:
+            # An item may hold several parts, each with a transcription of its own.
+            part = event.get("content_index", 0)
+            item = _text(event, "item_id")
+            self._bill(f"{item}/{part}" if item and isinstance(part, int) else "", transcription_usage(usage))
+
+    def _error(self, payload: bytes | None) -> None:
+        error = _object(_parse(payload), "error")
+        if error:
+            self._on_trouble(_text(error, "code"), _text(error, "type"))
+
+    def _bill(self, billed_id: str, usage: Usage) -> None:
+        """Add a bill unless its id was billed before; the first one counts."""
+        if billed_id:
+            if billed_id in self._billed:
+                return
+            self._billed[billed_id] = None
+            if len(self._billed) > _REMEMBERED_IDS:
+                self._billed.pop(next(iter(self._billed)))
+        self.usage = self.usage + usage
+        self._on_usage(usage)
+
+
+_HANDLERS: Final[dict[str, Callable[[Accounting, bytes | None], None]]] = {
+    "input_audio_buffer.speech_stopped": Accounting._speech_stopped,
+    "input_audio_buffer.speech_started": Accounting._speech_started,
+    "response.created": Accounting._response_created,
+    "response.done": Accounting._response_done,
+    TRANSCRIPTION_COMPLETED: Accounting._transcribed,
+    "error": Accounting._error,
+}
+
+
+def _parse(payload: bytes | None) -> dict[str, Any]:
+    if payload is None:
+        return {}
+    try:
+        event = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
+def _object(event: dict[str, Any], key: str) -> dict[str, Any]:
+    value = event.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _text(event: dict[str, Any], key: str) -> str:
+    value = event.get(key)
+    return value if isinstance(value, str) and len(value) <= 256 else ""

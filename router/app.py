@@ -1,0 +1,406 @@
+"""The HTTP surface: sessions, models, health, metrics, admin; and the server that carries it.
+
+The client's 101 is written by hand, after an upstream is ready. A refusal is a real HTTP status with a JSON body in OpenAI's form;
+a browser's script could not read that, so it is accepted, told by an ``error`` event, and closed (DESIGN §3.1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import math
+import resource
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import orjson
+from aiohttp import web
+
+from router import handshake
+from router._version import __version__
+from router.auth import Authenticator, Principal
+from router.config.settings import ListenSettings, Settings
+from router.engine import Engine, Request, new_session_id
+from router.errors import (
+    AuthenticationFailed,
+    PermissionDenied,
+    RouterError,
+    UnknownModel,
+    UpgradeRequired,
+)
+from router.events import Observers, SessionRefused
+from router.pool import Group
+from router.providers.base import Forward
+from router.relay.leg import Leg
+from router.relay.relay import error_event
+from router.relay.takeover import take_client
+from router.routing import Opened, Search
+
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
+SERVER_NAME: Final = f"realtime-router/{__version__}"
+# How long a browser that is being refused may take to answer the CLOSE.
+_REFUSAL_TIMEOUT_S: Final = 2.0
+# Descriptors kept for everything that is no session: listeners, metrics, files, DNS.
+_RESERVED_DESCRIPTORS: Final = 128
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+# Returns the body and content type of a metrics page.
+RenderMetrics = Callable[[], tuple[bytes, str]]
+
+
+def error_body(error: RouterError) -> dict[str, Any]:
+    """A refusal's JSON in OpenAI's form."""
+    return {"error": {"type": error.error_type, "code": error.code, "message": error.public_message, "param": None}}
+
+
+def json_response(
+    document: object, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """JSON, never cached."""
+    return web.Response(
+        body=orjson.dumps(document),
+        status=status,
+        content_type="application/json",
+        headers={"Cache-Control": "no-store", **(headers or {})},
+    )
+
+
+def raise_descriptor_limit() -> int:
+    """Raise RLIMIT_NOFILE to its hard limit; return the limit now in force."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = 1_048_576
+    if soft < hard:
+        # Some systems name a hard limit that they then do not allow.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+class Surface:
+    """The handlers, over one engine.
+
+    Args:
+        engine: serves the sessions.
+        render_metrics: for ``/metrics``.
+        wall_clock: epoch seconds, for the expiry of keys.
+    """
+
+    def __init__(
+        self, engine: Engine, *, render_metrics: RenderMetrics, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        self._engine = engine
+        self._settings: Settings = engine.settings
+        self._server = engine.settings.server
+        self._authenticator = Authenticator(self._server, wall_clock=wall_clock)
+        self._render_metrics = render_metrics
+        self._tell: Observers = engine.tell
+
+    def routes(self, *, sessions: bool, operations: bool) -> list[web.RouteDef]:
+        """The routes of a listening address: those of clients, those of operators, or both."""
+        routes = [
+            web.get(path, handler)
+            for path, handler in (
+                ("/health/live", self.live),
+                ("/health/liveliness", self.live),
+                ("/health/ready", self.ready),
+                ("/health/readiness", self.ready),
+            )
+        ]
+        if sessions:
+            for path in handshake.ROUTES:
+                routes += [web.get(path, self.realtime), web.get(path + "/", self.realtime)]
+            routes.append(web.get("/v1/models", self.models))
+        if operations:
+            routes += [web.get("/metrics", self.metrics), web.get("/admin/deployments", self.deployments)]
+        return routes
+
+    # --- sessions -----------------------------------------------------------------------------------
+
+    async def realtime(self, request: web.Request) -> web.StreamResponse:
+        """A session, or its refusal."""
+        session = new_session_id()
+        head = request_head(request)
+        peer = peer_address(request)
+        began = _Began()
+        try:
+            upgrade = handshake.parse(head, self._server, peer=peer)
+            peer = upgrade.client
+            principal = self._authenticator.authenticate(upgrade.credentials)
+            group = self._engine.pool.find(upgrade.model)
+            if group is None:
+                raise UnknownModel("The model of this request does not exist here.")
+            principal.require(group.settings.name)
+
+            def forward(target: Group) -> Forward:
+                return handshake.forward(upgrade, target.settings)
+
+            async def accept(opened: Opened, search: Search) -> tuple[Leg, bytes]:
+                return await self._accept(request, upgrade, session, opened, search, began)
+
+            await self._engine.serve(
+                Request(
+                    session=session,
+                    group=group,
+                    principal=principal,
+                    client=upgrade.client,
+                    call=handshake.to_call(upgrade, group.settings, principal),
+                    forward=forward,
+                ),
+                accept,
+            )
+        except RouterError as error:
+            if began.response is not None:
+                return began.response
+            return await self._refuse(request, head, session, error, peer)
+        except ConnectionResetError:
+            # The client left while its 101 was on the way; the record says so.
+            return began.response if began.response is not None else web.Response(status=499)
+        assert began.response is not None
+        return began.response
+
+    async def _accept(
+        self,
+        request: web.Request,
+        upgrade: handshake.Upgrade,
+        session: str,
+        opened: Opened,
+        search: Search,
+        began: _Began,
+    ) -> tuple[Leg, bytes]:
+        """Send the 101 and take the transport over."""
+        key = request.headers["Sec-WebSocket-Key"].strip().encode()
+        headers = {
+            "Upgrade": "websocket",
+            "Connection": "Upgrade",
+            "Sec-WebSocket-Accept": base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest()).decode(),
+            "Server": SERVER_NAME,
+            "x-router-session": session,
+        }
+        if upgrade.subprotocol is not None:
+            headers["Sec-WebSocket-Protocol"] = upgrade.subprotocol
+        if self._server.expose_routing:
+            headers["x-router-deployment"] = opened.deployment.id
+            headers["x-router-attempts"] = str(search.dials)
+        response = web.StreamResponse(status=101, headers=headers)
+        response.force_close()
+        began.response = response
+        await response.prepare(request)
+        return take_client(request)
+
+    async def _refuse(
+        self, request: web.Request, head: handshake.RequestHead, session: str, error: RouterError, peer: str
+    ) -> web.StreamResponse:
+        """Tell a client that it gets no session, in the form that it can read."""
+        if not error.recorded:
+            self._tell(
+                SessionRefused(
+                    session=session, status=error.http_status, code=error.code, detail=error.public_message, client=peer
+                )
+            )
+        how = handshake.refusal(head, self._server)
+        headers = {"Server": SERVER_NAME, "x-router-session": session}
+        if not how.by_close:
+            if isinstance(error, UpgradeRequired):
+                headers.update(handshake.UPGRADE_REQUIRED_HEADERS)
+            if isinstance(error, AuthenticationFailed):
+                headers["WWW-Authenticate"] = "Bearer"
+            if error.retry_after_s is not None:
+                headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+            response = json_response(error_body(error), status=error.http_status, headers=headers)
+            if "Connection" not in headers:
+                response.force_close()
+            return response
+        socket = web.WebSocketResponse(
+            protocols=() if how.subprotocol is None else (how.subprotocol,), timeout=_REFUSAL_TIMEOUT_S, compress=False
+        )
+        socket.headers.update(headers)
+        # A client that is gone, or takes nothing, has no use for an explanation.
+        with contextlib.suppress(ConnectionError, TimeoutError, RuntimeError):
+            async with asyncio.timeout(2 * _REFUSAL_TIMEOUT_S):
+                await socket.prepare(request)
+                text = error_event(error.code, error.public_message, error_type=error.error_type)
+                await socket.send_str(text.decode())
+                await socket.close(code=error.close_code, message=error.code.encode())
+        return socket
+
+    # --- everything else ----------------------------------------------------------------------------
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        """The groups that the key may use, in the form of OpenAI's list."""
+        principal = self._identify(request)
+        data = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "realtime-router"}
+            for name in self._engine.pool.names
+            if (group := self._engine.pool.find(name)) is not None and principal.may_use(group.settings.name)
+        ]
+        return json_response({"object": "list", "data": data})
+
+    async def live(self, request: web.Request) -> web.StreamResponse:
+        """The process answers."""
+        return json_response({"status": "ok"})
+
+    async def ready(self, request: web.Request) -> web.StreamResponse:
+        """New sessions are welcome; providers have no say in this."""
+        if self._engine.stopping:
+            return json_response({"status": "stopping"}, status=503)
+        return json_response({"status": "ok"})
+
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
+        """Prometheus text."""
+        if self._server.metrics_auth:
+            self._require_master(request)
+        elif self._server.keyless:
+            handshake.check_keyless(request_head(request))
+        body, content_type = self._render_metrics()
+        return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+
+    async def deployments(self, request: web.Request) -> web.StreamResponse:
+        """Every group with its deployments and their live state."""
+        self._require_master(request)
+        groups = []
+        for name, group in self._engine.pool.groups.items():
+            groups.append(
+                {
+                    "group": name,
+                    "strategy": group.settings.strategy.name,
+                    "fallbacks": list(group.settings.fallbacks),
+                    "deployments": [
+                        {
+                            "id": deployment.id,
+                            "provider": deployment.settings.provider,
+                            "model": deployment.settings.model,
+                            "state": deployment.state,
+                            "obstacle": deployment.obstacle() or None,
+                            "reason": deployment.breaker.reason or deployment.settings.problem or None,
+                            "order": deployment.settings.order,
+                            "weight": deployment.weight,
+                            "sessions": deployment.sessions,
+                            "max_sessions": deployment.max_sessions,
+                            "ready_s": deployment.ready_s,
+                            "first_audio_s": deployment.first_audio_s,
+                            "available_in_s": deployment.available_in_s(),
+                        }
+                        for deployment in group.deployments
+                    ],
+                }
+            )
+        return json_response({"generation": self._engine.generation, "groups": groups})
+
+    def _identify(self, request: web.Request) -> Principal:
+        head = request_head(request)
+        if self._server.keyless:
+            handshake.check_keyless(head)
+        return self._authenticator.authenticate(handshake.credentials(head))
+
+    def _require_master(self, request: web.Request) -> None:
+        principal = self._identify(request)
+        if not principal.is_master and not self._server.keyless:
+            raise PermissionDenied("This needs the master key.")
+
+
+class _Began:
+    """The 101, once it is on its way: after it nothing else can be answered."""
+
+    response: web.StreamResponse | None = None
+
+
+def request_head(request: web.Request) -> handshake.RequestHead:
+    """What the pure handshake needs of an aiohttp request."""
+    return handshake.RequestHead(
+        method=request.method,
+        path=request.rel_url.raw_path,
+        query=request.rel_url.raw_query_string,
+        headers=[(name, value) for name, value in request.headers.items()],
+        version=(request.version.major, request.version.minor),
+    )
+
+
+def peer_address(request: web.Request) -> str:
+    """Address at the other end of the TCP connection, or of a Unix socket nothing."""
+    transport = request.transport
+    name = transport.get_extra_info("peername") if transport is not None else None
+    return str(name[0]) if isinstance(name, tuple) else ""
+
+
+@web.middleware
+async def in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every error leaves as JSON in OpenAI's form, and none with anything of the inside."""
+    try:
+        return await handler(request)
+    except RouterError as error:
+        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, AuthenticationFailed) else None
+        return json_response(error_body(error), status=error.http_status, headers=headers)
+    except web.HTTPException as error:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status, "invalid_request")
+        message = {
+            404: "Nothing is served at this path. Sessions are at /v1/realtime?model=NAME.",
+            405: "This path takes another method.",
+        }.get(error.status, "The request could not be served.")
+        body = {"error": {"type": "invalid_request_error", "code": code, "message": message, "param": None}}
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+        return json_response(body, status=error.status, headers=headers)
+
+
+async def _name_server(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = SERVER_NAME
+
+
+class Server:
+    """Listens, and carries the surface.
+
+    Args:
+        engine: serves the sessions.
+        render_metrics: for ``/metrics``.
+    """
+
+    def __init__(self, engine: Engine, *, render_metrics: RenderMetrics) -> None:
+        self._engine = engine
+        self._surface = Surface(engine, render_metrics=render_metrics)
+        self._runners: list[web.AppRunner] = []
+        self.addresses: list[tuple[str, int]] = []  # that are listened on, the clients' first
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises: OSError: an address cannot be had.
+        """
+        self._engine.start()
+        server = self._engine.settings.server
+        limit = raise_descriptor_limit()
+        # A session has two sockets.
+        self._engine.max_sessions = max(1, min(server.max_sessions, (limit - _RESERVED_DESCRIPTORS) // 2))
+        await self._listen(server.listen, self._surface.routes(sessions=True, operations=server.ops_listen is None))
+        if server.ops_listen is not None:
+            await self._listen(server.ops_listen, self._surface.routes(sessions=False, operations=True))
+
+    async def _listen(self, listen: ListenSettings, routes: list[web.RouteDef]) -> None:
+        app = web.Application(middlewares=[in_json], client_max_size=64 * 1024)
+        app.add_routes(routes)
+        app.on_response_prepare.append(_name_server)
+        runner = web.AppRunner(
+            app,
+            handle_signals=False,
+            access_log=None,
+            # A handler whose client has left is cancelled, and its dials with it.
+            handler_cancellation=True,
+            # The only guard against a request head that never ends; aiohttp's default is an hour.
+            keepalive_timeout=self._engine.settings.server.handshake_timeout_s,
+            shutdown_timeout=1.0,
+        )
+        await runner.setup()
+        self._runners.append(runner)
+        site = web.TCPSite(runner, listen.host, listen.port, backlog=1024, reuse_address=True)
+        await site.start()
+        for host, port, *_ in runner.addresses:
+            self.addresses.append((host, port))
+
+    async def stop(self, *, code: int = 1001, timeout_s: float = 1.0) -> None:
+        """Refuse new sessions, end the running ones with ``code``, stop listening."""
+        await self._engine.end_all(code=code, reason="router shutting down", timeout_s=timeout_s)
+        for runner in self._runners:
+            await runner.cleanup()
+        await self._engine.close()

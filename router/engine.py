@@ -1,0 +1,391 @@
+"""Everything that serves sessions, put together once: what the server (``app.py``) and the library face (``library.py``) share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from router.accounting import Accounting
+from router.auth import Principal
+from router.config.settings import Settings
+from router.errors import Overloaded, RateLimited, RouterError, ShuttingDown
+from router.events import (
+    ConfigAlarm,
+    CooledDown,
+    FirstAudio,
+    Notice,
+    Observers,
+    SessionReady,
+    SessionRecord,
+    SessionStarted,
+    Traffic,
+    UsageRecorded,
+)
+from router.health import Prober
+from router.pool import Deployment, Group, Pool
+from router.providers import ErrorKind, error_kind
+from router.providers.base import Forward
+from router.relay.leg import Leg
+from router.relay.relay import Relay, SessionEnd, error_event
+from router.relay.sweep import Sweep
+from router.retry import Outcome, RetryBudget, Verdict, abnormal_end
+from router.routing import Opened, Routing, Search
+from router.tasks import Tasks
+from router.upstream import Dialer
+from router.usage import Usage
+from strategies.base import Call
+
+# How often a running session's counts reach the observers, so that metrics of hour-long calls move.
+TRAFFIC_INTERVAL_S = 5.0
+
+_EARLY_CLOSE = Verdict(outcome=Outcome.EARLY_CLOSE, blames=True, transient=True)
+
+
+def new_session_id() -> str:
+    """A random id, safe in headers and logs."""
+    return "rs_" + secrets.token_hex(10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a session asks for.
+
+    Attributes:
+        session: its id.
+        group: where it starts.
+        principal: whose key it was.
+        client: address, for the log.
+        call: for strategies.
+        forward: group → what travels upstream.
+    """
+
+    session: str
+    group: Group
+    principal: Principal
+    client: str
+    call: Call
+    forward: Callable[[Group], Forward]
+
+
+# Given the upstream that was found, sends the client's 101; returns its leg and what came behind the request.
+Accept = Callable[[Opened, Search], Awaitable[tuple[Leg, bytes]]]
+
+
+class Engine:
+    """Serves sessions under one generation of the configuration.
+
+    Args:
+        settings: the generation.
+        tell: observers.
+        environ: for proxy variables.
+        clock: monotonic seconds.
+        rng: for strategies, jitter and back-off.
+        generation: its number, for records.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        tell: Observers,
+        environ: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+        generation: int = 1,
+    ) -> None:
+        self.settings = settings
+        self.generation = generation
+        self.tell = tell
+        self.clock = clock
+        self.rng = rng if rng is not None else random.Random()
+        self.tasks = Tasks(on_error=self._task_failed)
+        self.pool = Pool(settings, clock=clock, rng=self.rng, tell=tell)
+        self.dialer = Dialer(environ=os.environ if environ is None else environ, on_error=self._task_failed)
+        self.sweep = Sweep(clock=clock)
+        server = settings.server
+        self.routing = Routing(
+            pool=self.pool,
+            dialer=self.dialer,
+            budget=RetryBudget(ratio=server.retry_budget_ratio, min_per_s=server.retry_budget_min_per_s, clock=clock),
+            tasks=self.tasks,
+            tell=tell,
+            clock=clock,
+            rng=self.rng,
+        )
+        self.stopping = False  # no new sessions any more
+        self.max_sessions = server.max_sessions
+        self._serving = 0  # sessions between their search and their record
+        self._pending = 0  # those of them that look for an upstream
+        self._relays: dict[str, Relay] = {}  # running sessions by id
+        self._by_principal: dict[str, int] = {}  # sessions by virtual key's name
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that are under way, those that wait for an upstream included."""
+        return self._serving
+
+    @property
+    def relays(self) -> Mapping[str, Relay]:
+        """Running sessions by id."""
+        return self._relays
+
+    def start(self) -> None:
+        """Begin what runs in the background; inside the event loop."""
+        for deployment in self.pool.deployments:
+            if deployment.settings.health_check is not None:
+                prober = Prober(deployment, dialer=self.dialer, tell=self.tell, clock=self.clock, rng=self.rng)
+                self.tasks.spawn(prober.run(), name=f"health check {deployment.id}")
+
+    async def end_all(self, *, code: int, reason: str, timeout_s: float) -> None:
+        """Refuse new sessions and end the running ones politely; return when they have ended, or after ``timeout_s``."""
+        self.stopping = True
+        message = error_event("router_shutting_down", "The router is shutting down.")
+        for relay in list(self._relays.values()):
+            relay.end(cause="shutdown", code=code, reason=reason, error_event=message)
+        deadline = self.clock() + timeout_s
+        while self._relays and self.clock() < deadline:
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        """End what runs in the background."""
+        self.stopping = True
+        await self.tasks.close(timeout_s=1.0)
+        await self.dialer.close()
+
+    # --- one session --------------------------------------------------------------------------------
+
+    def check_room(self, principal: Principal) -> None:
+        """Do nothing when another session may begin.
+
+        Raises:
+            ShuttingDown, Overloaded: the process takes no more.
+            RateLimited: the key's own limit is reached.
+        """
+        if self.stopping:
+            raise ShuttingDown(retry_after_s=1.0)
+        if self.sessions >= self.max_sessions or self._pending >= self.settings.server.max_pending:
+            raise Overloaded(retry_after_s=5.0)
+        limit = principal.max_sessions
+        if limit is not None and self._by_principal.get(principal.name, 0) >= limit:
+            raise RateLimited(retry_after_s=5.0)
+
+    async def serve(self, request: Request, accept: Accept) -> None:
+        """Serve one session from its search to its end.
+
+        Raises:
+            RouterError: no upstream was found; ``accept`` was not called.
+            asyncio.CancelledError: the client left, or the process ends. Everything is given back.
+        """
+        self.check_room(request.principal)
+        name = request.principal.name
+        self._by_principal[name] = self._by_principal.get(name, 0) + 1
+        self._serving += 1
+        try:
+            await self._serve(request, accept)
+        finally:
+            self._serving -= 1
+            left = self._by_principal[name] - 1
+            if left:
+                self._by_principal[name] = left
+            else:
+                del self._by_principal[name]
+
+    async def _serve(self, request: Request, accept: Accept) -> None:
+        search = self.routing.search(
+            session=request.session, group=request.group, call=request.call, forward=request.forward
+        )
+        self.tell(
+            SessionStarted(
+                session=request.session,
+                group=request.group.settings.name,
+                principal=request.principal.name,
+                client=request.client,
+            )
+        )
+        opened = await self._open(request, search)
+        ready_s = self.clock() - search.started
+        books = _Books(self, request, opened.deployment)
+        leg: Leg | None = None
+        relay: Relay | None = None
+        try:
+            try:
+                leg, early = await accept(opened, search)
+            except BaseException:
+                # The client left in the last moment.
+                opened.upstream.close(1001)
+                raise
+            relay = self._relay(opened, leg, early, books)
+            self._relays[request.session] = relay
+            self._ready(request, search, opened, ready_s)
+            await relay.run()
+        finally:
+            self._relays.pop(request.session, None)
+            end = relay.summary() if relay is not None else None
+            self._judge(opened, books, end, ready_s)
+            opened.lease.release()
+            if relay is not None:
+                opened.upstream.leg.release()
+            if leg is not None:
+                leg.release()
+            books.flush()
+            self._record(request, search, books, end, ready_s=ready_s, deployment=opened.deployment.id)
+
+    async def _open(self, request: Request, search: Search) -> Opened:
+        self._pending += 1
+        try:
+            return await self.routing.open(search)
+        except RouterError as error:
+            self._record(request, search, None, None, who="router", cause=error.code, status=error.http_status)
+            error.recorded = True
+            raise
+        except asyncio.CancelledError:
+            self._record(request, search, None, None, who="client", cause="lost", status=499)
+            raise
+        finally:
+            self._pending -= 1
+
+    def _relay(self, opened: Opened, leg: Leg, early: bytes, books: _Books) -> Relay:
+        upstream = opened.upstream
+        return Relay(
+            leg,
+            upstream.leg,
+            scanner=upstream.scanner,
+            backlog=upstream.backlog,
+            seen=upstream.seen,
+            upstream_close=upstream.closed,
+            early=early,
+            model=opened.deployment.settings.model,
+            settings=books.group.settings.relay,
+            tap=books.accounting,
+            sweep=self.sweep,
+            clock=self.clock,
+        )
+
+    def _ready(self, request: Request, search: Search, opened: Opened, ready_s: float) -> None:
+        self.tell(
+            SessionReady(
+                session=request.session,
+                group=request.group.settings.name,
+                deployment=opened.deployment.id,
+                seconds=ready_s,
+                attempts=search.dials,
+                fallback=search.dials > 1,
+            )
+        )
+
+    def _judge(self, opened: Opened, books: _Books, end: SessionEnd | None, ready_s: float) -> None:
+        """What the end says about the deployment."""
+        deployment = opened.deployment
+        if end is None:
+            return
+        abnormal = abnormal_end(by_upstream=end.who == "upstream", cause=end.cause, code=end.upstream_code)
+        if abnormal and end.seconds < books.group.settings.breaker.early_close_s:
+            detail = f"session ended by the upstream ({end.cause}, code {end.upstream_code}) after {end.seconds:.1f} s"
+            deployment.failed(opened.lease, _EARLY_CLOSE, ready_s, detail)
+        elif not abnormal:
+            deployment.survived()
+
+    def _record(
+        self,
+        request: Request,
+        search: Search,
+        books: _Books | None,
+        end: SessionEnd | None,
+        *,
+        who: str = "client",
+        cause: str = "lost",
+        status: int = 101,
+        ready_s: float | None = None,
+        deployment: str = "",
+    ) -> None:
+        accounting = books.accounting if books is not None else None
+        self.tell(
+            SessionRecord(
+                session=request.session,
+                group=request.group.settings.name,
+                principal=request.principal.name,
+                client=request.client,
+                deployment=deployment,
+                attempts=tuple(search.attempts),
+                who=end.who if end is not None else who,
+                cause=end.cause if end is not None else cause,
+                phase=end.phase if end is not None else "waiting",
+                status=status if end is not None or books is None else 499,
+                client_code=end.client_code if end is not None else None,
+                upstream_code=end.upstream_code if end is not None else None,
+                upstream_reason=end.upstream_reason if end is not None else "",
+                seconds=self.clock() - search.started,
+                ready_s=ready_s,
+                client_bytes=end.client_bytes if end is not None else 0,
+                upstream_bytes=end.upstream_bytes if end is not None else 0,
+                client_events=end.client_events if end is not None else 0,
+                upstream_events=end.upstream_events if end is not None else 0,
+                turns=accounting.turns if accounting is not None else 0,
+                first_audio_s=accounting.first_audio_s if accounting is not None else None,
+                usage=accounting.usage if accounting is not None else Usage(),
+                generation=self.generation,
+            )
+        )
+
+    def _task_failed(self, name: str, error: Exception) -> None:
+        # A task that fails unexpectedly is a fault of this program.
+        facts = {"task": name, "error": f"{type(error).__name__}: {error}"}
+        self.tell(Notice(level="error", event="task failed", facts=facts))
+
+
+class _Books:
+    """Ties a session's accounting to its deployment and the observers."""
+
+    def __init__(self, engine: Engine, request: Request, deployment: Deployment) -> None:
+        self.group = request.group
+        self._tell = engine.tell
+        self._deployment = deployment
+        self._early_close_s = request.group.settings.breaker.early_close_s
+        self._started = engine.clock()
+        self._credited = False
+        self._flushed_at = self._started
+        self.accounting = Accounting(
+            clock=engine.clock,
+            on_usage=self._on_usage,
+            on_first_audio=self._on_first_audio,
+            on_trouble=self._on_trouble,
+            on_tick=self._on_tick,
+        )
+
+    def flush(self) -> None:
+        """Tell the observers what was counted since the last time."""
+        counts = self.accounting.take_counts()
+        if counts:
+            self._tell(Traffic(deployment=self._deployment.id, counts=counts))
+
+    def _on_tick(self, now: float) -> None:
+        if not self._credited and now - self._started >= self._early_close_s:
+            self._credited = True
+            self._deployment.survived()
+        if now - self._flushed_at >= TRAFFIC_INTERVAL_S:
+            self._flushed_at = now
+            self.flush()
+
+    def _on_usage(self, usage: Usage) -> None:
+        self._deployment.tokens.add(usage.total)
+        self._tell(UsageRecorded(deployment=self._deployment.id, group=self._deployment.settings.group, usage=usage))
+
+    def _on_first_audio(self, seconds: float) -> None:
+        self._deployment.first_audio(seconds)
+        self._tell(FirstAudio(deployment=self._deployment.id, group=self._deployment.settings.group, seconds=seconds))
+
+    def _on_trouble(self, code: str, kind: str) -> None:
+        """A failed turn tells of limits and quota too (PROTOCOL §3); the running session itself is not touched."""
+        meaning = error_kind(self._deployment.provider, code, kind)
+        settings = self._deployment.settings
+        if meaning is ErrorKind.RATE_LIMITED:
+            seconds = self._deployment.cool_down.start(None, reason="rate_limited")
+            self._tell(CooledDown(deployment=settings.id, group=settings.group, seconds=seconds))
+        elif meaning is ErrorKind.AUTHENTICATION:
+            detail = f"a running session was told {code or kind}"
+            self._tell(ConfigAlarm(deployment=settings.id, group=settings.group, detail=detail))

@@ -1,0 +1,221 @@
+"""What happened, as frozen records, and who is told of it.
+
+The core emits these and imports no logging and no metrics library; Prometheus (``metrics.py``) and the structured log (``logs.py``)
+are equal observers (learned from stamina's ``instrumentation/``). An observer implements what it cares for by overriding
+``Observer``'s methods. No record holds a key, a token, or text that a client or an upstream wrote, except where said; that text is
+bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from router.config.settings import NO_ITEMS
+from router.usage import Usage
+
+_NO_COUNTS: Mapping[tuple[str, str], tuple[int, int]] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionStarted:
+    """A client passed authentication and its group is known."""
+
+    session: str
+    group: str
+    principal: str
+    client: str  # the client's address, for the log only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRefused:
+    """A request was refused before a session began."""
+
+    session: str
+    status: int
+    code: str  # the error's code, of a fixed set
+    detail: str  # the operator's wording
+    client: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One dial of one deployment, ended."""
+
+    session: str
+    group: str
+    deployment: str
+    outcome: str  # a value of ``retry.Outcome``
+    seconds: float
+    detail: str = ""  # what was seen, for the log
+    raced: bool = False  # another attempt of the session was ready first; the session did not wait for this one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionReady:
+    """A deployment was found for a session."""
+
+    session: str
+    group: str
+    deployment: str
+    seconds: float  # from the start of the session
+    attempts: int
+    fallback: bool  # it is not the first deployment that was tried
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstAudio:
+    """The first audio of an answer."""
+
+    deployment: str
+    group: str
+    seconds: float  # from the end of the user's speech
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Messages of a session since the last such record; from both directions."""
+
+    deployment: str
+    # (direction, event type of the known ones or ``other``) → (messages, payload bytes)
+    counts: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=lambda: _NO_COUNTS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageRecorded:
+    """A response or a transcription was billed; told once for each id."""
+
+    deployment: str
+    group: str
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRecord:
+    """One session, ended. The one line an operator reads about it."""
+
+    session: str
+    group: str
+    principal: str
+    client: str
+    deployment: str  # empty when none was found
+    attempts: tuple[Attempt, ...]
+    who: str  # client, upstream, router
+    cause: str
+    phase: str  # waiting, idle, turn
+    status: int  # HTTP status the client got: 101, or that of the refusal
+    client_code: int | None  # ``None``: no WebSocket was opened
+    upstream_code: int | None
+    upstream_reason: str  # the upstream's words, at most 123 bytes
+    seconds: float
+    ready_s: float | None
+    client_bytes: int
+    upstream_bytes: int
+    client_events: int
+    upstream_events: int
+    turns: int
+    first_audio_s: float | None  # of the first turn that had audio
+    usage: Usage
+    generation: int  # of the configuration it began under
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ejected:
+    """A deployment was taken out by its breaker."""
+
+    deployment: str
+    group: str
+    reason: str
+    seconds: float
+    in_a_row: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """An ejected deployment was ready again."""
+
+    deployment: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CooledDown:
+    """A deployment asked to be left alone for a while."""
+
+    deployment: str
+    group: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigAlarm:
+    """A deployment cannot work until an operator acts: key, quota, access."""
+
+    deployment: str
+    group: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """An active probe ended."""
+
+    deployment: str
+    group: str
+    outcome: str
+    seconds: float
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something an operator should read that belongs to no session."""
+
+    level: str  # debug, info, warning, error
+    event: str  # short, fixed
+    facts: Mapping[str, Any] = field(default_factory=lambda: NO_ITEMS)
+
+
+Event = (
+    SessionStarted
+    | SessionRefused
+    | Attempt
+    | SessionReady
+    | FirstAudio
+    | Traffic
+    | UsageRecorded
+    | SessionRecord
+    | Ejected
+    | Admitted
+    | CooledDown
+    | ConfigAlarm
+    | Probed
+    | Notice
+)
+
+Observer = Callable[[Event], None]
+
+
+class Observers:
+    """Tells every observer of every event, in order. One that raises is reported once and does not hurt the others."""
+
+    def __init__(self, observers: Iterable[Observer] = (), *, on_error: Callable[[Exception], None] | None = None) -> None:
+        self._observers = list(observers)
+        self._on_error = on_error
+        self._failed: set[int] = set()
+
+    def add(self, observer: Observer) -> None:
+        """Tell ``observer`` too from now on."""
+        self._observers.append(observer)
+
+    def __call__(self, event: Event) -> None:
+        """Tell everybody."""
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception as error:  # an observer must not end a session
+                if id(observer) not in self._failed:
+                    self._failed.add(id(observer))
+                    if self._on_error is not None:
+                        self._on_error(error)

@@ -1,0 +1,173 @@
+"""One transport of a session under the project's own ``asyncio.Protocol``.
+
+A leg knows nothing of the other one: it hands what it reads to its ``Receiver``, which is the opening handshake's waiter first and
+the relay later. Its flags say what the relay's sweep needs: when bytes last came, whether reading or writing stands still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from router.relay.frames import encode_frame
+
+# Above this a transport's write buffer stops the other leg's reading. Bound per leg: this plus one read of at most 256 KiB.
+WRITE_BUFFER_HIGH_BYTES: Final = 64 * 1024
+
+
+class Receiver(Protocol):
+    """Who gets what a leg reads."""
+
+    def data(self, data: bytes) -> None:
+        """Bytes arrived."""
+
+    def lost(self, exc: BaseException | None) -> None:
+        """The connection is gone, in whatever way."""
+
+    def writing(self, *, paused: bool) -> None:
+        """The leg's write buffer passed its high mark, or fell below its low mark again."""
+
+
+class Leg(asyncio.Protocol):
+    """A transport taken over after its handshake.
+
+    Args:
+        transport: open; its protocol is replaced by the caller in the same step.
+        masks: whether what is written to it must be masked (it leads to a server).
+        on_released: called once, when the connection is lost and ``release`` has been called.
+    """
+
+    __slots__ = (
+        "_data",
+        "_on_released",
+        "_receiver",
+        "_released",
+        "bytes_in",
+        "lost",
+        "lost_by",
+        "masks",
+        "reading_paused",
+        "transport",
+        "writing_paused",
+    )
+
+    def __init__(
+        self, transport: asyncio.Transport, *, masks: bool, on_released: Callable[[BaseException | None], None] | None = None
+    ) -> None:
+        self.transport = transport
+        self.masks = masks
+        self.bytes_in = 0
+        self.lost = False
+        self.lost_by: BaseException | None = None  # only set once ``lost``; ``None`` then means an orderly end of the stream
+        self.reading_paused = False
+        self.writing_paused = False
+        self._released = False
+        self._on_released = on_released
+        self._receiver: Receiver | None = None
+        self._data: Callable[[bytes], None] = _drop
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH_BYTES)
+
+    @property
+    def receiver(self) -> Receiver | None:
+        """Who gets the bytes; ``None`` drops them."""
+        return self._receiver
+
+    @receiver.setter
+    def receiver(self, receiver: Receiver | None) -> None:
+        self._receiver = receiver
+        self._data = receiver.data if receiver is not None else _drop
+
+    def frame(self, opcode: int, payload: bytes) -> bytes:
+        """Encode a frame of the router's own for this leg, masked with a fresh key where it must be (RFC 6455 §5.3)."""
+        return encode_frame(opcode, payload, mask_key=os.urandom(4) if self.masks else None)
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes; they are dropped when the connection is gone."""
+        if not self.lost and not self.transport.is_closing():
+            self.transport.write(data)
+
+    def pause_reading(self) -> None:
+        """Stop reading until ``resume_reading``."""
+        if self.reading_paused or self.lost:
+            return
+        self.reading_paused = True
+        try:
+            self.transport.pause_reading()
+        except RuntimeError:
+            # uvloop raises on a transport that is closing, where there is nothing left to pause.
+            return
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if not self.reading_paused or self.lost:
+            return
+        self.reading_paused = False
+        try:
+            self.transport.resume_reading()
+        except RuntimeError:
+            # As above: closing already.
+            return
+
+    def close(self) -> None:
+        """Send what is buffered, then end the connection."""
+        if not self.lost:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """End the connection at once; what is buffered is lost."""
+        if not self.lost:
+            self.transport.abort()
+
+    def release(self) -> None:
+        """The owner is done with the leg: end it if it still lives, and give the transport's first owner its due."""
+        self._released = True
+        self.receiver = None
+        if self.lost:
+            self._run_on_released()
+        else:
+            self.transport.abort()
+
+    # --- asyncio.Protocol ---------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the peer."""
+        self.bytes_in += len(data)
+        self._data(data)
+
+    def eof_received(self) -> bool:
+        """A WebSocket peer that ends its direction is gone (RFC 6455 §7.1.1): close ours too."""
+        return False
+
+    def pause_writing(self) -> None:
+        """The write buffer is full."""
+        self.writing_paused = True
+        if self._receiver is not None:
+            self._receiver.writing(paused=True)
+
+    def resume_writing(self) -> None:
+        """The write buffer has room again."""
+        self.writing_paused = False
+        if self._receiver is not None:
+            self._receiver.writing(paused=False)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The connection is gone."""
+        self.lost = True
+        self.lost_by = exc
+        self.writing_paused = False
+        receiver = self._receiver
+        if receiver is not None:
+            receiver.lost(exc)
+        if self._released:
+            self._run_on_released()
+
+    def _run_on_released(self) -> None:
+        callback, self._on_released = self._on_released, None
+        if callback is not None:
+            callback(self.lost_by)
+
+
+def _drop(data: bytes) -> None:
+    """Where bytes go that nobody waits for."""

@@ -1,0 +1,381 @@
+"""The attempt loop: from a call to an upstream that is ready, whatever some of the deployments do.
+
+    pass 0    every deployment in reach, each at most once: the group's lowest order with an eligible one, the next orders, the
+              groups named in ``fallbacks``; then ejected ones, the least recently ejected first (fail open)
+    pass 1…   what failed for a passing reason is dialled again, after a back-off, until the session's time is used up
+
+Within a pass, a failure starts the next attempt at once, and an attempt that is silent for ``stagger_s`` starts the next one beside
+it (at most ``MAX_OPEN``; the first that is ready wins; learned from RFC 8305's connection racing). A loser runs on, waited for by
+nobody, so that a dead deployment is found out although no session waits for it any more.
+
+tenacity drives the passes: when to stop, how long to wait. The wait itself, the race and the classification are ours.
+A client that hangs up cancels ``open``, and with it every dial under way; nobody is blamed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import tenacity
+
+from router.errors import BadHandshake, NoDeploymentAvailable, RateLimited, RouterError, TimedOut, UpstreamError
+from router.events import Attempt, Observers
+from router.pool import MAX_RETRY_AFTER_S, Deployment, Group, Lease, Pool
+from router.providers import error_kind
+from router.providers.base import Forward
+from router.retry import Outcome, RetryBudget, Verdict, backoff_s, classify
+from router.tasks import Tasks
+from router.upstream import Dialer, Upstream
+from strategies.base import Call
+
+# Attempts of one session that may be open at a time (DESIGN §3.3).
+MAX_OPEN: Final = 3
+# Told to clients when nobody knows how long it will take.
+DEFAULT_RETRY_AFTER_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A deployment that is ready for the session; whoever gets it releases the lease and ends the upstream."""
+
+    deployment: Deployment
+    lease: Lease
+    upstream: Upstream
+
+
+class _PassFailed(Exception):
+    """A pass found nothing; whether another one may help stands in the search."""
+
+
+class Search:
+    """The state of one session's search: what was tried, what happened, how much time is left.
+
+    Args:
+        session: its id.
+        group: where it starts.
+        chain: that group and those it falls back to.
+        call: for strategies.
+        forward: group → what travels upstream, for each may allow other names.
+        started: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        session: str,
+        group: Group,
+        chain: tuple[Group, ...],
+        call: Call,
+        forward: Callable[[Group], Forward],
+        started: float,
+    ) -> None:
+        self.session = session
+        self.group = group
+        self.chain = chain
+        self.call = call
+        self.forward = forward
+        self.started = started
+        self.deadline = started + group.settings.total_timeout_s
+        self.attempts: list[Attempt] = []
+        self.dials = 0
+        self.redials = 0  # number of the pass, counted from 0
+        self.tried: set[str] = set()  # in this pass
+        self.over = False  # a winner was found, or the session gave up: what is still open is on its own
+        self.verdicts: dict[str, Verdict] = {}  # the last one of each deployment
+        self.client_error: UpstreamError | None = None  # the upstream refused what the client sent
+        self.starved = False  # the retry budget refused a dial
+
+    @property
+    def deployments(self) -> list[tuple[Group, Deployment]]:
+        """Everything in reach."""
+        return [(group, deployment) for group in self.chain for deployment in group.deployments]
+
+    @property
+    def dials_left(self) -> bool:
+        """Whether ``max_attempts`` allows another dial."""
+        limit = self.group.settings.max_attempts
+        return limit is None or self.dials < limit
+
+
+class Routing:
+    """Finds a ready deployment for a session.
+
+    Args:
+        pool: groups and deployments.
+        dialer: opens upstreams.
+        budget: the process's re-dials.
+        tasks: owner of the dials.
+        tell: observers.
+        clock: monotonic seconds.
+        rng: for back-off jitter.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        dialer: Dialer,
+        budget: RetryBudget,
+        tasks: Tasks,
+        tell: Observers,
+        clock: Callable[[], float],
+        rng: random.Random,
+    ) -> None:
+        self._pool = pool
+        self._dialer = dialer
+        self._budget = budget
+        self._tasks = tasks
+        self._tell = tell
+        self._clock = clock
+        self._rng = rng
+
+    def search(self, *, session: str, group: Group, call: Call, forward: Callable[[Group], Forward]) -> Search:
+        """Begin a session's search; its clock starts now."""
+        self._budget.deposit()
+        return Search(
+            session=session,
+            group=group,
+            chain=self._pool.chain(group),
+            call=call,
+            forward=forward,
+            started=self._clock(),
+        )
+
+    async def open(self, search: Search) -> Opened:
+        """Return an upstream that is ready.
+
+        Raises:
+            BadHandshake: the upstream refused what the client sent.
+            RateLimited, NoDeploymentAvailable, TimedOut: nothing could be found.
+        """
+        passes = tenacity.AsyncRetrying(
+            sleep=asyncio.sleep,
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, _PassFailed) and self._may_redial(search)),
+            wait=lambda state: backoff_s(state.attempt_number - 1, self._rng),
+            stop=partial(self._stop, search),
+            reraise=True,
+        )
+        try:
+            async for attempt in passes:
+                with attempt:
+                    search.redials = attempt.retry_state.attempt_number - 1
+                    return await self._pass(search)
+        except _PassFailed:
+            pass
+        finally:
+            search.over = True
+        raise self._final_error(search)
+
+    # --- one pass -----------------------------------------------------------------------------------
+
+    async def _pass(self, search: Search) -> Opened:
+        """Try each deployment in reach at most once."""
+        search.tried.clear()
+        racing: dict[asyncio.Task[Opened | None], Deployment] = {}
+        next_at = self._clock()  # when another attempt may start beside those that are open
+        try:
+            while True:
+                now = self._clock()
+                if now >= search.deadline:
+                    raise TimedOut
+                while len(racing) < MAX_OPEN and (not racing or now >= next_at):
+                    chosen = self._choose(search)
+                    if chosen is None:
+                        next_at = search.deadline
+                        break
+                    racing[self._start(search, *chosen)] = chosen[1]
+                    next_at = now + search.group.settings.stagger_s
+                if not racing:
+                    raise _PassFailed
+                full = len(racing) >= MAX_OPEN
+                until = search.deadline if full else min(search.deadline, max(next_at, now))
+                done, _ = await asyncio.wait(racing, timeout=until - now, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    opened = task.result()
+                    if opened is not None:
+                        del racing[task]
+                        return opened
+                for task in done:
+                    del racing[task]
+                if done:
+                    # A failure does not wait for the stagger.
+                    next_at = self._clock()
+                if search.client_error is not None:
+                    raise BadHandshake("The provider refused a parameter or header of this request.")
+        except asyncio.CancelledError:
+            await self._abandon(racing)
+            raise
+        finally:
+            # Whatever is still open is on its own now. (A pass that merely failed leaves nothing open.)
+            search.over = search.over or bool(racing)
+            for task in racing:
+                # One that became ready in this very moment, too late.
+                if task.done() and not task.cancelled() and task.exception() is None:
+                    late = task.result()
+                    if late is not None:
+                        late.upstream.close()
+                        late.lease.release()
+
+    async def _abandon(self, racing: dict[asyncio.Task[Opened | None], Deployment]) -> None:
+        """The client has hung up: end its dials and see them ended."""
+        for task in racing:
+            task.cancel()
+        if racing:
+            await asyncio.wait(racing)
+
+    def _choose(self, search: Search) -> tuple[Group, Deployment] | None:
+        """The next deployment to dial, by order, fallbacks, and fail-open; ``None``: nothing is left in this pass."""
+        if not search.dials_left:
+            return None
+        for group in search.chain:
+            for tier in group.tiers:
+                candidates = [
+                    deployment
+                    for deployment in tier
+                    if deployment.id not in search.tried and self._may_dial(search, deployment) and deployment.eligible()
+                ]
+                # One that was never dialled in this session goes first, and is free of charge.
+                candidates = [item for item in candidates if item.id not in search.verdicts] or candidates
+                if candidates:
+                    if candidates[0].id in search.verdicts and not self._afford(search):
+                        return None
+                    return group, group.strategy.choose(candidates, search.call)
+        return self._fail_open(search)
+
+    def _may_dial(self, search: Search, deployment: Deployment) -> bool:
+        """What failed for a reason that does not pass is not dialled again in this session."""
+        verdict = search.verdicts.get(deployment.id)
+        return verdict is None or verdict.transient
+
+    def _fail_open(self, search: Search) -> tuple[Group, Deployment] | None:
+        """When nothing eligible is left: the least recently ejected, unless its key was refused."""
+        ejected = [
+            (deployment.breaker.ejected_at, index, group, deployment)
+            for index, (group, deployment) in enumerate(search.deployments)
+            if deployment.id not in search.tried
+            and self._may_dial(search, deployment)
+            and not deployment.obstacle()
+            and deployment.breaker.reason not in ("", Outcome.AUTHENTICATION)
+        ]
+        if not ejected or not self._afford(search):
+            return None
+        _, _, group, deployment = min(ejected, key=lambda item: item[:2])
+        return group, deployment
+
+    def _afford(self, search: Search) -> bool:
+        if self._budget.withdraw():
+            return True
+        search.starved = True
+        return False
+
+    # --- one attempt --------------------------------------------------------------------------------
+
+    def _start(self, search: Search, group: Group, deployment: Deployment) -> asyncio.Task[Opened | None]:
+        """Lease and dial. The lease is taken before anything can await, so that concurrent choices see it."""
+        search.tried.add(deployment.id)
+        search.dials += 1
+        lease = deployment.lease()
+        return self._tasks.spawn(
+            self._attempt(search, deployment, lease, search.forward(group)), name=f"dial {search.session} {deployment.id}"
+        )
+
+    async def _attempt(self, search: Search, deployment: Deployment, lease: Lease, forward: Forward) -> Opened | None:
+        """Dial one deployment to its end. Returns ``None`` when it failed, or was ready when nobody waited any more."""
+        started = self._clock()
+        settings = deployment.settings
+        try:
+            upstream = await self._dialer.dial(
+                settings, forward, max_message_bytes=search.group.settings.relay.max_message_bytes
+            )
+        except UpstreamError as error:
+            seconds = self._clock() - started
+            verdict = classify(
+                error,
+                kind_of=partial(error_kind, deployment.provider),
+                forwarded=frozenset(forward.query) | frozenset(forward.headers),
+            )
+            if verdict.outcome is Outcome.AUTHENTICATION:
+                self._dialer.key_refused(settings)
+            deployment.failed(lease, verdict, seconds, str(error))
+            lease.release()
+            search.verdicts[deployment.id] = verdict
+            if verdict.outcome is Outcome.CLIENT_REQUEST:
+                search.client_error = error
+            self._ended(search, deployment, verdict.outcome, seconds, str(error))
+            return None
+        except asyncio.CancelledError:
+            lease.release()
+            self._ended(search, deployment, Outcome.CLIENT_GONE, self._clock() - started, "given up with its session")
+            raise
+        except BaseException:
+            lease.release()
+            raise
+        seconds = self._clock() - started
+        deployment.ready(lease, seconds)
+        self._ended(search, deployment, Outcome.READY, seconds, "")
+        if search.over:
+            upstream.close()
+            lease.release()
+            return None
+        return Opened(deployment=deployment, lease=lease, upstream=upstream)
+
+    def _ended(self, search: Search, deployment: Deployment, outcome: Outcome, seconds: float, detail: str) -> None:
+        attempt = Attempt(
+            session=search.session,
+            group=deployment.settings.group,
+            deployment=deployment.id,
+            outcome=outcome.value,
+            seconds=seconds,
+            detail=detail,
+            raced=search.over,
+        )
+        search.attempts.append(attempt)
+        self._tell(attempt)
+
+    # --- between passes and at the end --------------------------------------------------------------
+
+    def _may_redial(self, search: Search) -> bool:
+        """Whether another pass could help: something failed for a passing reason, and there are dials left."""
+        if search.starved or not search.dials_left:
+            return False
+        return any(
+            (verdict := search.verdicts.get(deployment.id)) is not None and verdict.transient
+            for _, deployment in search.deployments
+        )
+
+    def _stop(self, search: Search, state: tenacity.RetryCallState) -> bool:
+        """Whether another pass is not allowed, or would begin only after the session's deadline."""
+        limit = search.group.settings.num_retries
+        if limit is not None and state.attempt_number > limit:
+            return True
+        return self._clock() + state.upcoming_sleep >= search.deadline
+
+    def _final_error(self, search: Search) -> RouterError:
+        """What to tell the client when nothing was found."""
+        limited_s: list[float | None] = []
+        ejected_s: list[float] = []
+        for _, deployment in search.deployments:
+            obstacle = deployment.obstacle()
+            verdict = search.verdicts.get(deployment.id)
+            wait_s = deployment.available_in_s()
+            if obstacle in _LIMITED or (verdict is not None and verdict.outcome is Outcome.RATE_LIMITED):
+                limited_s.append(wait_s)
+            elif wait_s:
+                ejected_s.append(wait_s)
+        # What has failed is not left; so when anything is limited, the limit is what keeps the client waiting.
+        if limited_s:
+            return RateLimited(retry_after_s=_retry_after_s([wait_s for wait_s in limited_s if wait_s]))
+        return NoDeploymentAvailable(retry_after_s=_retry_after_s(ejected_s))
+
+
+_LIMITED: Final = frozenset({"full", "cooling_down", "rate_limited"})
+
+
+def _retry_after_s(waits_s: list[float]) -> float:
+    """The shortest known wait, within reason."""
+    return min(MAX_RETRY_AFTER_S, max(1.0, min(waits_s))) if waits_s else DEFAULT_RETRY_AFTER_S

@@ -1,0 +1,143 @@
+"""One process of the router, from its configuration to its exit code: event loop, observers, server, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry
+
+from router import logs
+from router.app import Server
+from router.config import Loaded
+from router.config.settings import ListenSettings, Settings
+from router.engine import Engine
+from router.events import Notice, Observers
+from router.metrics import LoopLag, Metrics
+
+# How long running sessions get to answer the CLOSE when the process ends.
+STOP_TIMEOUT_S: Final = 1.0
+
+
+def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run ``main`` to its end on uvloop where there is one, else asyncio's."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None
+    try:
+        import uvloop
+    except ImportError:
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main())
+
+
+def serve(loaded: Loaded, *, path: str, host: str | None, port: int | None) -> int:
+    """Serve until a signal ends it. Returns the exit code."""
+    settings = with_address(loaded.settings, host=host, port=port)
+    server = settings.server
+    logs.configure(server.log_format, server.log_level)
+    logs.register_secrets(settings)
+    tell = Observers([logs.LogObserver()])
+    for warning in loaded.warnings:
+        tell(Notice(level="warning", event="configuration", facts={"warning": str(warning)}))
+    if server.keyless and not is_loopback(server.listen.host):
+        print(
+            f"{path}: no key is configured, so the router listens on loopback only; found host {server.listen.host!r}. "
+            "Set general_settings.master_key, or keys (realtime-router key new).",
+            file=sys.stderr,
+        )
+        return 2
+    return run(lambda: serve_until_signal(settings, tell))
+
+
+def with_address(settings: Settings, *, host: str | None, port: int | None) -> Settings:
+    """The settings with the command line's address, which wins."""
+    listen = settings.server.listen
+    listen = ListenSettings(host=listen.host if host is None else host, port=listen.port if port is None else port)
+    return replace(settings, server=replace(settings.server, listen=listen))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    from ipaddress import ip_address
+
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+async def serve_until_signal(
+    settings: Settings, tell: Observers, *, started: Callable[[str], None] | None = None
+) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code.
+
+    Args:
+        settings: the generation.
+        tell: observers; metrics are added.
+        started: told the URL once connections are accepted, instead of printing it.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if hasattr(signal, "SIGHUP"):
+        # A terminal that closes, or an operator who expects a reload, must not end every call.
+        loop.add_signal_handler(signal.SIGHUP, _hangup, tell)
+    loop.set_exception_handler(lambda _, context: _loop_error(tell, context))
+
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    tell.add(metrics)
+    engine = Engine(settings, tell=tell)
+    metrics.watch(lambda: engine.pool.deployments)
+    metrics.generation(engine.generation)
+    server = Server(engine, render_metrics=metrics.render)
+    async with AsyncExitStack() as cleanup:
+        lag = LoopLag(metrics)
+        lag.start()
+        cleanup.push_async_callback(lag.stop)
+        try:
+            await server.start()
+        except OSError as error:
+            listen = settings.server.listen
+            await server.stop(timeout_s=0)
+            print(f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}", file=sys.stderr)
+            return 1
+        # What was made so far lives as long as the process: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
+        url = url_of(server.addresses[0])
+        if started is None:
+            print(f"realtime-router listening on {url}", flush=True)
+        else:
+            started(url)
+        tell(Notice(level="info", event="listening", facts={"url": url, "groups": len(settings.groups)}))
+        await stop.wait()
+        tell(Notice(level="info", event="stopping", facts={"sessions": engine.sessions}))
+        await server.stop(timeout_s=STOP_TIMEOUT_S)
+        tell(Notice(level="info", event="stopped"))
+    return 0
+
+
+def url_of(address: tuple[str, int]) -> str:
+    """The URL that clients connect to."""
+    host, port = address
+    return f"ws://{f'[{host}]' if ':' in host else host}:{port}/v1/realtime"
+
+
+def _hangup(tell: Observers) -> None:
+    tell(Notice(level="warning", event="SIGHUP ignored", facts={"reason": "this version reads its configuration at start only"}))
+
+
+def _loop_error(tell: Observers, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    facts = {"message": str(context.get("message", "")), "error": "" if error is None else f"{type(error).__name__}: {error}"}
+    tell(Notice(level="error", event="event loop", facts=facts))

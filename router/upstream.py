@@ -1,0 +1,413 @@
+"""The dial: a deployment's settings in, an upstream that has sent its first good event out.
+
+A 101 proves nothing, for providers answer 101 and then an ``error`` event for a bad key, a spent quota or an unknown model
+(PROTOCOL §1.2). So a dial ends with the first good event, which is kept and delivered to the client when there is one.
+
+aiohttp's exceptions become the router's here and nowhere else. ``session.get`` is used instead of ``ws_connect``: it lets the body of
+a refusal be read, never follows a redirect with the key in its hands, and leaves the bytes behind the 101 unparsed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import re
+import ssl
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from router.config.settings import DeploymentSettings
+from router.errors import (
+    ConnectFailed,
+    ErrorEvent,
+    HandshakeRejected,
+    Phase,
+    ProtocolViolation,
+    UpstreamClosed,
+    UpstreamTimeout,
+)
+from router.providers import PROVIDERS
+from router.providers.base import Forward
+from router.proxies import proxy_for
+from router.relay import frames
+from router.relay.frames import BINARY, CLOSE, COLLECT, PASS, PING, PONG, TEXT, Disposition, FrameError, FrameScanner
+from router.relay.leg import Leg
+from router.relay.relay import Seen
+from router.relay.takeover import take_upstream
+from router.retry import parse_retry_after
+from router.tasks import ErrorReport
+from router.tls import TlsContexts
+from router.tokens import TokenSources
+
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
+# Of a refusal's body; more is not read.
+_BODY_BYTES: Final = 8 * 1024
+_BODY_TIMEOUT_S: Final = 0.5
+# What an upstream may send before it is joined to a client; then its reading is paused.
+_BACKLOG_BYTES: Final = 256 * 1024
+_DNS_TTL_S: Final = 10
+_WORDS: Final = re.compile(r"[a-z][a-z0-9_\-]{2,63}")
+
+
+class Upstream:
+    """An upstream that is ready. Receiver of its leg and sink of its scanner until the relay takes over.
+
+    Attributes:
+        leg: its transport.
+        scanner: has followed the leg since the 101.
+        backlog: what the scanner let out; goes to the client first.
+        seen: the messages in the backlog.
+        closed: a CLOSE that is already in the backlog.
+    """
+
+    def __init__(self, leg: Leg, *, max_message_bytes: int) -> None:
+        self.leg = leg
+        self.scanner = FrameScanner(masked=False, max_message_bytes=max_message_bytes, sink=self)
+        self.backlog: list[bytes] = []
+        self.seen: list[Seen] = []
+        self.closed: tuple[int, str] | None = None
+        self._bytes = 0
+        # Its result: the first good event came. Its exception: why there will be none.
+        self._first_event: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        leg.receiver = self
+
+    async def first_event(self) -> None:
+        """Wait for the first good event.
+
+        Raises: UpstreamError: there will be none.
+        """
+        await self._first_event
+
+    def hold(self) -> None:
+        """Ready: read no more until the relay takes over."""
+        self.leg.pause_reading()
+
+    def close(self, code: int = 1000) -> None:
+        """Say CLOSE and end the connection; for an upstream that nobody needs."""
+        leg = self.leg
+        if not leg.lost and self.closed is None:
+            leg.write(leg.frame(CLOSE, frames.close_payload(code)))
+        leg.receiver = None
+        if leg.lost:
+            leg.release()
+            return
+        # Its answer is not of interest, but a reset while our CLOSE is on its way could take that back.
+        leg.resume_reading()
+        asyncio.get_running_loop().call_later(1.0, leg.release)
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self.leg.release()
+
+    # --- Receiver -----------------------------------------------------------------------------------
+
+    def data(self, data: bytes) -> None:
+        """Bytes from the upstream."""
+        try:
+            out = self.scanner.feed(data)
+        except FrameError as error:
+            self._fail(ProtocolViolation(error.detail))
+            self.leg.abort()
+            return
+        self.backlog.extend(out)
+        self._bytes += sum(map(len, out))
+        if self._bytes > _BACKLOG_BYTES:
+            self.leg.pause_reading()
+
+    def lost(self, exc: BaseException | None) -> None:
+        """The connection is gone."""
+        self._fail(UpstreamClosed(1006))
+
+    def writing(self, *, paused: bool) -> None:
+        """Before the join nothing is written that could fill the buffer."""
+
+    # --- Sink ---------------------------------------------------------------------------------------
+
+    def classify(self, opcode: int, event_type: str | None) -> Disposition:
+        """Whatever comes before the join is kept for the taps."""
+        return COLLECT if opcode == TEXT else PASS
+
+    def message(self, opcode: int, event_type: str | None, size: int, payload: bytes | None) -> bytes | None:
+        """A message is complete; the first one decides."""
+        if self._first_event.done():
+            self.seen.append(Seen(opcode=opcode, event_type=event_type, size=size, payload=payload))
+            return None
+        if opcode == BINARY or payload is None:
+            # Too long to look at whole: an error event never is.
+            self._succeed()
+        else:
+            event_type = self._judge(payload)
+        self.seen.append(Seen(opcode=opcode, event_type=event_type, size=size, payload=payload))
+        return None
+
+    def control(self, opcode: int, payload: bytes) -> bool:
+        """There is no client yet to answer a ping."""
+        if opcode == PING:
+            self.leg.write(self.leg.frame(PONG, payload))
+        return False
+
+    def closing(self, code: int, reason: str) -> bool:
+        """A CLOSE: a failure, or the early end of a session that became ready just before."""
+        self.closed = (code, reason)
+        self._fail(UpstreamClosed(code, reason))
+        return True
+
+    def _judge(self, payload: bytes) -> str | None:
+        """Decide by the first message; return its type."""
+        try:
+            event = orjson.loads(payload)
+        except orjson.JSONDecodeError:
+            event = None
+        event_type = event.get("type") if isinstance(event, dict) else None
+        if not isinstance(event_type, str):
+            self._fail(ProtocolViolation("first message is not a JSON object with a type"))
+            return None
+        if event_type == "error":
+            detail = event.get("error")
+            detail = detail if isinstance(detail, dict) else event
+            self._fail(
+                ErrorEvent(
+                    error_code=_word(detail.get("code")),
+                    error_kind=_word(detail.get("type")) if detail is not event else "",
+                    param=_word(detail.get("param")),
+                )
+            )
+        else:
+            self._succeed()
+        return event_type
+
+    def _succeed(self) -> None:
+        if not self._first_event.done():
+            self._first_event.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        if not self._first_event.done():
+            self._first_event.set_exception(error)
+            # Whether somebody still waits is not known here; Python must not complain if nobody does.
+            self._first_event.exception()
+
+
+def _word(value: object) -> str:
+    """A code or type from outside: short, printable, or nothing."""
+    return value if isinstance(value, str) and len(value) <= 64 and value.isprintable() else ""
+
+
+class Dialer:
+    """Dials deployments. Owns the connector, the TLS contexts and the token sources, all shared by every session.
+
+    Args:
+        environ: for the proxy variables.
+        on_error: told of failures in the background that no dial waits for.
+    """
+
+    def __init__(self, *, environ: Mapping[str, str], on_error: ErrorReport) -> None:
+        self._environ = environ
+        self._contexts = TlsContexts()
+        self._tokens = TokenSources(on_error=on_error)
+        self._session: aiohttp.ClientSession | None = None  # made by the first dial, inside the event loop
+
+    async def close(self) -> None:
+        """Close what is shared."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+        await self._tokens.close()
+
+    def key_refused(self, deployment: DeploymentSettings) -> None:
+        """The upstream did not accept the key: a token that is renewed is fetched anew by the next dial."""
+        self._tokens.invalidate(deployment)
+
+    async def dial(self, deployment: DeploymentSettings, forward: Forward, *, max_message_bytes: int) -> Upstream:
+        """Dial a deployment until it is ready.
+
+        Args:
+            deployment: what to dial; its time limits hold.
+            forward: the client's part of the request.
+            max_message_bytes: of the session that will be relayed.
+
+        Raises: UpstreamError: any failure whatsoever of the upstream.
+        """
+        started = time.monotonic()
+        upgrade_limit_s = deployment.connect_timeout_s
+        ready_limit_s = deployment.ready_timeout_s
+        if deployment.timeout_s is not None:
+            upgrade_limit_s = min(upgrade_limit_s, deployment.timeout_s)
+        progress = _Progress()
+        try:
+            async with asyncio.timeout(upgrade_limit_s):
+                leg, early = await self._connect(deployment, forward, progress)
+        except TimeoutError:
+            raise UpstreamTimeout(progress.phase, upgrade_limit_s) from None
+        upstream = Upstream(leg, max_message_bytes=max_message_bytes)
+        try:
+            if early:
+                upstream.data(early)
+            if deployment.timeout_s is not None:
+                ready_limit_s = min(ready_limit_s, max(0.0, deployment.timeout_s - (time.monotonic() - started)))
+            await self._ready(upstream, deployment, ready_limit_s)
+        except BaseException:
+            upstream.abort()
+            raise
+        upstream.hold()
+        return upstream
+
+    async def _ready(self, upstream: Upstream, deployment: DeploymentSettings, limit_s: float) -> None:
+        if deployment.ready == "handshake":
+            return
+        grace = deployment.ready == "auto" and deployment.ready_grace_s < limit_s
+        try:
+            async with asyncio.timeout(deployment.ready_grace_s if grace else limit_s):
+                await upstream.first_event()
+        except TimeoutError:
+            # ``auto``: some servers never speak first; silence on an open socket is all they give.
+            if not grace:
+                raise UpstreamTimeout("first_event", limit_s) from None
+
+    async def _connect(self, deployment: DeploymentSettings, forward: Forward, progress: _Progress) -> tuple[Leg, bytes]:
+        """TCP, TLS, upgrade, takeover."""
+        token = await self._tokens.token(deployment)
+        target = PROVIDERS[deployment.provider].target(deployment, forward, token=token)
+        key = base64.b64encode(os.urandom(16))
+        headers = {
+            **target.headers,
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": key.decode(),
+        }
+        # aiohttp opens ws and http alike, and knows the proxies of the latter.
+        url = URL("http" + target.url.removeprefix("ws"), encoded=True)
+        try:
+            response = await self._client().get(
+                url,
+                headers=headers,
+                allow_redirects=False,
+                proxy=proxy_for(target.url, deployment, self._environ),
+                ssl=self._contexts.ssl_context(deployment) or True,
+                server_hostname=deployment.tls_server_name if url.scheme == "https" else None,
+                skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+                trace_request_ctx=progress,
+            )
+        except aiohttp.ClientError as error:
+            raise _translate(error, progress) from error
+        except (OSError, ssl.SSLError, UnicodeError, ValueError) as error:
+            # ValueError: a host name or an answer that aiohttp or yarl cannot make sense of.
+            raise ConnectFailed(f"{type(error).__name__}: {_short(error)}") from error
+        try:
+            if response.status != 101:
+                raise await _rejected(response)
+            _check_upgrade(response, key)
+            return take_upstream(response)
+        except ConnectionResetError as error:
+            response.close()
+            raise UpstreamClosed(1006) from error
+        except BaseException:
+            response.close()
+            raise
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            trace = aiohttp.TraceConfig()
+            trace.on_connection_create_end.append(_connected)
+            self._session = aiohttp.ClientSession(
+                # The 101st session would wait under the default limit. A connection is never used twice: after a WebSocket it
+                # cannot be, and after a refusal it may be stale by the next dial.
+                connector=aiohttp.TCPConnector(limit=0, force_close=True, ttl_dns_cache=_DNS_TTL_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None, sock_read=None, sock_connect=None),
+                # A refusal's body is hostile like everything else: it is not unpacked.
+                auto_decompress=False,
+                trace_configs=[trace],
+            )
+        return self._session
+
+
+class _Progress:
+    """How far a dial has come; for the phase of a time-out."""
+
+    __slots__ = ("phase",)
+
+    def __init__(self) -> None:
+        self.phase: Phase = "dial"
+
+
+async def _connected(session: aiohttp.ClientSession, context: Any, params: object) -> None:
+    progress = context.trace_request_ctx
+    if isinstance(progress, _Progress):
+        progress.phase = "upgrade"
+
+
+def _short(error: BaseException) -> str:
+    """An exception's text, bounded; it is for the operator's log."""
+    return " ".join(str(error).split())[:200]
+
+
+def _translate(error: aiohttp.ClientError, progress: _Progress) -> Exception:
+    """An aiohttp error as one of ours (learned from httpcore's ``map_exceptions``)."""
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return ConnectFailed(f"proxy answered CONNECT with HTTP {error.status}")
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return ConnectFailed(f"certificate not accepted: {_short(error.certificate_error)}")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return ConnectFailed(_short(error.os_error) or type(error.os_error).__name__)
+    if isinstance(error, aiohttp.ClientResponseError):
+        return HandshakeRejected(error.status or 0, detail="answer is not legal HTTP")
+    if isinstance(error, aiohttp.ServerDisconnectedError) or progress.phase == "upgrade":
+        return HandshakeRejected(0, detail="connection closed without an answer")
+    return ConnectFailed(f"{type(error).__name__}: {_short(error)}")
+
+
+async def _rejected(response: aiohttp.ClientResponse) -> HandshakeRejected:
+    """Read what a refusal says, in bounded time and space."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            while len(body) < _BODY_BYTES:
+                chunk = await response.content.read(_BODY_BYTES - len(body))
+                if not chunk:
+                    break
+                body += chunk
+    except (TimeoutError, aiohttp.ClientError, OSError):
+        # What has come so far must do.
+        pass
+    error_code, mentions = _body_facts(bytes(body))
+    return HandshakeRejected(
+        response.status,
+        error_code=error_code,
+        mentions=mentions,
+        retry_after_s=parse_retry_after(response.headers, epoch_s=time.time()),
+    )
+
+
+def _body_facts(body: bytes) -> tuple[str, frozenset[str]]:
+    """``error.code`` (or type) of a refusal's body, and the words in it that could be parameters' names."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return "", frozenset()
+    error = document.get("error") if isinstance(document, dict) else None
+    error = error if isinstance(error, dict) else document
+    if not isinstance(error, dict):
+        return "", frozenset()
+    texts = [value for value in (error.get("param"), error.get("message"), error.get("detail")) if isinstance(value, str)]
+    words = frozenset(_WORDS.findall(" ".join(texts).lower()))
+    return _word(error.get("code")) or _word(error.get("type")), words
+
+
+def _check_upgrade(response: aiohttp.ClientResponse, key: bytes) -> None:
+    """Check a 101 (RFC 6455 §4.1)."""
+    headers = response.headers
+    accept = base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest()).decode()
+    if headers.get("Upgrade", "").lower() != "websocket" or "upgrade" not in headers.get("Connection", "").lower():
+        raise HandshakeRejected(101, detail="no Upgrade to websocket")
+    if headers.get("Sec-WebSocket-Accept", "").strip() != accept:
+        raise HandshakeRejected(101, detail="wrong Sec-WebSocket-Accept")
+    if headers.get("Sec-WebSocket-Extensions", "").strip():
+        raise HandshakeRejected(101, detail="an extension that was not offered")

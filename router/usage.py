@@ -1,0 +1,98 @@
+"""What a session cost, in the provider's own units: tokens by kind and seconds of transcription."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+# Beyond this a number from outside is not a count of tokens.
+_MOST: Final = 10**12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Sums; every number is a count of tokens unless said otherwise.
+
+    ``cached_*`` are parts of the inputs, not in addition to them. Totals are the provider's own; the kinds may add up to less, for
+    providers do not break all of them down.
+    """
+
+    total: int = 0
+    input: int = 0
+    output: int = 0
+    input_text: int = 0
+    input_audio: int = 0
+    input_image: int = 0
+    cached: int = 0
+    cached_text: int = 0
+    cached_audio: int = 0
+    cached_image: int = 0
+    output_text: int = 0
+    output_audio: int = 0
+    transcription_input: int = 0
+    transcription_input_text: int = 0
+    transcription_input_audio: int = 0
+    transcription_output: int = 0
+    transcription_seconds: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in USAGE_FIELDS})
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, name) for name in USAGE_FIELDS)
+
+    def as_dict(self) -> dict[str, int | float]:
+        """The counts that are not zero."""
+        return {name: value for name in USAGE_FIELDS if (value := getattr(self, name))}
+
+
+USAGE_FIELDS: Final = tuple(item.name for item in fields(Usage))
+
+
+def _count(value: object) -> int:
+    """A number from outside as a count; what is none counts as 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        return 0
+    return int(value) if 0 < value <= _MOST else 0
+
+
+def _part(value: object, key: str) -> Mapping[str, Any]:
+    part = value.get(key) if isinstance(value, Mapping) else None
+    return part if isinstance(part, Mapping) else {}
+
+
+def response_usage(usage: Mapping[str, Any]) -> Usage:
+    """Read ``response.done``'s ``usage`` (PROTOCOL §3). Missing and hostile values count as 0."""
+    inputs, outputs = _part(usage, "input_token_details"), _part(usage, "output_token_details")
+    cached = _part(inputs, "cached_tokens_details")
+    return Usage(
+        total=_count(usage.get("total_tokens")),
+        input=_count(usage.get("input_tokens")),
+        output=_count(usage.get("output_tokens")),
+        input_text=_count(inputs.get("text_tokens")),
+        input_audio=_count(inputs.get("audio_tokens")),
+        input_image=_count(inputs.get("image_tokens")),
+        cached=_count(inputs.get("cached_tokens")),
+        cached_text=_count(cached.get("text_tokens")),
+        cached_audio=_count(cached.get("audio_tokens")),
+        cached_image=_count(cached.get("image_tokens")),
+        output_text=_count(outputs.get("text_tokens")),
+        output_audio=_count(outputs.get("audio_tokens")),
+    )
+
+
+def transcription_usage(usage: Mapping[str, Any]) -> Usage:
+    """Read the ``usage`` of a completed transcription: tokens, or a duration in seconds (PROTOCOL §3)."""
+    if usage.get("type") == "duration":
+        seconds = usage.get("seconds")
+        valid = isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= 1e6
+        return Usage(transcription_seconds=float(seconds) if valid and seconds is not None else 0.0)
+    inputs = _part(usage, "input_token_details")
+    return Usage(
+        total=_count(usage.get("total_tokens")),
+        transcription_input=_count(usage.get("input_tokens")),
+        transcription_input_text=_count(inputs.get("text_tokens")),
+        transcription_input_audio=_count(inputs.get("audio_tokens")),
+        transcription_output=_count(usage.get("output_tokens")),
+    )
