@@ -10,15 +10,16 @@ Where to find what:
     app.py          the HTTP surface; cli.py the commands; config/ the YAML
     handshake.py    upgrade request → what the client wants; auth.py key → principal
     engine.py       one session from its search to its record; the pieces below put together
-    routing.py      the attempt loop; retry.py what a failure means; breaker.py, limits.py, load.py a deployment's state; pool.py all of them
+    routing.py      the attempt loop; retry.py what a failure means; pool.py the deployments with their state:
+                    breaker.py, limits.py, load.py
     upstream.py     the dial, until the first good event; providers/ who is dialled and how
     relay/          two transports joined: bytes verbatim, a scanner that follows the frames
     accounting.py   turns, first audio, usage; events.py what happened → metrics.py, logs.py
     simulator/      a provider to develop, demo and test against
     library.py      the same without a server
 
-Imports point one way: ``router`` → ``strategies``. The client's 101 is sent only when an upstream is ready: until then any failure
-moves to another deployment, afterwards only a close code can tell.
+Imports point one way: ``router`` → ``strategies``. The client's 101 is sent only when an upstream is ready: until then any
+failure moves to another deployment, afterwards only a close code can tell.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import orjson
 
+from router.relay.contract import Phase, Side
 from router.relay.frames import BINARY
-from router.relay.relay import Phase, Side
 from router.usage import Usage, response_usage, transcription_usage
 
 TRANSCRIPTION_COMPLETED: Final = "conversation.item.input_audio_transcription.completed"

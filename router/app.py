@@ -1,7 +1,7 @@
 """The HTTP surface: sessions, models, health, metrics, admin; and the server that carries it.
 
-The client's 101 is written by hand, after an upstream is ready. A refusal is a real HTTP status with a JSON body in OpenAI's form;
-a browser's script could not read that, so it is accepted, told by an ``error`` event, and closed (DESIGN §3.1).
+The client's 101 is written by hand, after an upstream is ready. A refusal is a real HTTP status with a JSON body in OpenAI's
+form; a browser's script could not read that, so it is accepted, told by an ``error`` event, and closed (DESIGN §3.1).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from router.errors import (
 from router.events import Observers, SessionRefused
 from router.pool import Group
 from router.providers.base import Forward
+from router.relay.contract import error_event
 from router.relay.leg import Leg
-from router.relay.relay import error_event
 from router.relay.takeover import take_client
 from router.routing import Opened, Search
 

@@ -5,9 +5,9 @@
         └───────────────── ready, with a slow start ────────────────────────┼────────── one session ───────┘
                                                                             └── failed: ejected for longer
 
-An ejection lasts ``cooldown_s`` times the number of ejections in a row, at most ``max_cooldown_s``, ± jitter so that replicas do not
-probe in step; a calm ``max_cooldown_s`` after a readmission forgets the row. A ready session is credited only when it has outlived
-``early_close_s``, so that an upstream which greets and then drops every session is ejected too.
+An ejection lasts ``cooldown_s`` times the number of ejections in a row, at most ``max_cooldown_s``, ± jitter so that replicas
+do not probe in step; a calm ``max_cooldown_s`` after a readmission forgets the row. A ready session is credited only when it
+has outlived ``early_close_s``, so that an upstream which greets and then drops every session is ejected too.
 
 An attempt carries the epoch it began in. Evidence from before the last change of state says nothing about the state after it:
 dials that hang when a deployment is ejected may fail minutes later, and must not eject it again.

@@ -6,6 +6,7 @@
     realtime-router key new                                 a random key and the hash that goes into the file
     realtime-router simulate …                              a provider to test against
     realtime-router demo                                    a router in front of three simulated deployments
+    realtime-router talk --model NAME TEXT                  one turn with a running router, in the terminal
 
 Standard output carries results (the URL, a schema, a key), standard error carries logs and complaints.
 Exit codes: 0 done, 1 cannot (the address is taken), 2 wrong usage or configuration.
@@ -31,13 +32,13 @@ def fail(message: str, *, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def load_or_fail(path: str) -> Loaded:
+def load_or_fail(path: str, *, host: str | None = None, port: int | None = None) -> Loaded:
     """Load a configuration, or say all that is wrong with it and exit with 2."""
     from router.config import load
     from router.errors import ConfigError
 
     try:
-        return load(path)
+        return load(path, host=host, port=port)
     except ConfigError as error:
         problems = len(error.problems)
         fail(f"{error}\n{problems} problem{'s' if problems != 1 else ''} in {path}", code=2)
@@ -59,7 +60,7 @@ def main(context: click.Context, config: str | None, host: str | None, port: int
         raise click.UsageError("--config FILE is missing. `realtime-router demo` runs without one.")
     from router.serve import serve
 
-    sys.exit(serve(load_or_fail(config), path=config, host=host, port=port))
+    sys.exit(serve(load_or_fail(config, host=host, port=port)))
 
 
 @main.command()
@@ -108,6 +109,21 @@ def demo(host: str, port: int) -> None:
     from router.demo import run_demo
 
     sys.exit(run_demo(host=host, port=port))
+
+
+@main.command()
+@click.argument("text", default="Hello, who are you?")
+@click.option("--url", default="ws://127.0.0.1:4000/v1/realtime", show_default=True, help="The router.")
+@click.option("--model", required=True, help="A group's name.")
+@click.option("--key", envvar="REALTIME_ROUTER_KEY", help="The router's key; also from REALTIME_ROUTER_KEY.")
+@click.option("--timeout", default=60.0, show_default=True, help="Seconds for the whole turn.")
+def talk(text: str, url: str, model: str, key: str | None, timeout: float) -> None:
+    """Hold one turn with a model by TEXT and print what comes, and when."""
+    import asyncio
+
+    from router.talk import talk as hold
+
+    sys.exit(asyncio.run(hold(url, model=model, key=key, text=text, timeout_s=timeout)))
 
 
 main.add_command(simulate)

@@ -1,8 +1,9 @@
-"""Everything that serves sessions, put together once: what the server (``app.py``) and the library face (``library.py``) share."""
+"""Everything that serves sessions, put together once: what the server and the library face share."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import secrets
@@ -30,8 +31,9 @@ from router.health import Prober
 from router.pool import Deployment, Group, Pool
 from router.providers import ErrorKind, error_kind
 from router.providers.base import Forward
+from router.relay.contract import SessionEnd, error_event
 from router.relay.leg import Leg
-from router.relay.relay import Relay, SessionEnd, error_event
+from router.relay.relay import Relay
 from router.relay.sweep import Sweep
 from router.retry import Outcome, RetryBudget, Verdict, abnormal_end
 from router.routing import Opened, Routing, Search
@@ -122,6 +124,7 @@ class Engine:
         self._serving = 0  # sessions between their search and their record
         self._pending = 0  # those of them that look for an upstream
         self._relays: dict[str, Relay] = {}  # running sessions by id
+        self._relay_ended = asyncio.Event()  # whenever one leaves ``_relays``; for ``end_all``
         self._by_principal: dict[str, int] = {}  # sessions by virtual key's name
 
     @property
@@ -137,6 +140,7 @@ class Engine:
     def start(self) -> None:
         """Begin what runs in the background; inside the event loop."""
         for deployment in self.pool.deployments:
+            self.dialer.prefetch(deployment.settings)
             if deployment.settings.health_check is not None:
                 prober = Prober(deployment, dialer=self.dialer, tell=self.tell, clock=self.clock, rng=self.rng)
                 self.tasks.spawn(prober.run(), name=f"health check {deployment.id}")
@@ -147,9 +151,11 @@ class Engine:
         message = error_event("router_shutting_down", "The router is shutting down.")
         for relay in list(self._relays.values()):
             relay.end(cause="shutdown", code=code, reason=reason, error_event=message)
-        deadline = self.clock() + timeout_s
-        while self._relays and self.clock() < deadline:
-            await asyncio.sleep(0.01)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._relays:
+                    self._relay_ended.clear()
+                    await self._relay_ended.wait()
 
     async def close(self) -> None:
         """End what runs in the background."""
@@ -225,6 +231,7 @@ class Engine:
             await relay.run()
         finally:
             self._relays.pop(request.session, None)
+            self._relay_ended.set()
             end = relay.summary() if relay is not None else None
             self._judge(opened, books, end, ready_s)
             opened.lease.release()

@@ -1,9 +1,9 @@
 """What happened, as frozen records, and who is told of it.
 
-The core emits these and imports no logging and no metrics library; Prometheus (``metrics.py``) and the structured log (``logs.py``)
-are equal observers (learned from stamina's ``instrumentation/``). An observer implements what it cares for by overriding
-``Observer``'s methods. No record holds a key, a token, or text that a client or an upstream wrote, except where said; that text is
-bounded.
+The core emits these and imports no logging and no metrics library; Prometheus (``metrics.py``) and the structured log
+(``logs.py``) are equal observers (learned from stamina's ``instrumentation/``). An observer implements what it cares for by
+overriding ``Observer``'s methods. No record holds a key, a token, or text that a client or an upstream wrote, except where
+said; that text is bounded.
 """
 
 from __future__ import annotations

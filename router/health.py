@@ -1,7 +1,7 @@
 """Active probing of one deployment: a session is opened, its first good event awaited, and closed again.
 
-Off by default, for every probe is a session that the provider may bill. It finds a dead deployment before a client does and readmits
-a mended one without a client's time. Probes begin at least ``interval_s`` apart; jitter only ever lengthens that.
+Off by default, for every probe is a session that the provider may bill. It finds a dead deployment before a client does and
+readmits a mended one without a client's time. Probes begin at least ``interval_s`` apart; jitter only ever lengthens that.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from router.auth import Principal
 from router.config import load, load_text
@@ -157,7 +157,8 @@ class Router:
             engine.serve(request, accept), name=f"session {request.session}", expected=(Exception,)
         )
         try:
-            await asyncio.wait([served, opened], return_when=asyncio.FIRST_COMPLETED)
+            waited: list[asyncio.Future[Any]] = [served, opened]
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             served.cancel()
             await asyncio.wait([served])

@@ -1,8 +1,8 @@
 """A client inside the process: the library face's end of a session.
 
-``LocalTransport`` stands where a client's TCP connection would be, so that a program without a server gets the same relay, limits,
-accounting and back-pressure as a client that came over the network. Frames are built and parsed on this side as any WebSocket
-client does; the relay cannot tell the difference.
+``LocalTransport`` stands where a client's TCP connection would be, so that a program without a server gets the same relay,
+limits, accounting and back-pressure as a client that came over the network. Frames are built and parsed on this side as any
+WebSocket client does; the relay cannot tell the difference.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a failure means, decided once; how long to wait; how many re-dials the process can afford.
 
 Exceptions carry facts, ``classify`` takes the decision, and breaker, routing, metrics and logs read its verdict (learned from
-pingora's ``pingora-error`` and linkerd2-proxy's ``http/classify``). Back-off and stopping are tenacity's; this module supplies the
-numbers. Pure: no asyncio.
+pingora's ``pingora-error`` and linkerd2-proxy's ``http/classify``). Back-off and stopping are tenacity's; this module supplies
+the numbers. Pure: no asyncio.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
               groups named in ``fallbacks``; then ejected ones, the least recently ejected first (fail open)
     pass 1…   what failed for a passing reason is dialled again, after a back-off, until the session's time is used up
 
-Within a pass, a failure starts the next attempt at once, and an attempt that is silent for ``stagger_s`` starts the next one beside
-it (at most ``MAX_OPEN``; the first that is ready wins; learned from RFC 8305's connection racing). A loser runs on, waited for by
-nobody, so that a dead deployment is found out although no session waits for it any more.
+Within a pass, a failure starts the next attempt at once, and an attempt that is silent for ``stagger_s`` starts the next one
+beside it (at most ``MAX_OPEN``; the first that is ready wins; learned from RFC 8305's connection racing). A loser runs on,
+waited for by nobody, so that a dead deployment is found out although no session waits for it any more.
 
 tenacity drives the passes: when to stop, how long to wait. The wait itself, the race and the classification are ours.
 A client that hangs up cancels ``open``, and with it every dial under way; nobody is blamed.

@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
@@ -16,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from router import logs
 from router.app import Server
 from router.config import Loaded
-from router.config.settings import ListenSettings, Settings
+from router.config.settings import Settings
 from router.engine import Engine
 from router.events import Notice, Observers
 from router.metrics import LoopLag, Metrics
@@ -38,40 +37,14 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
         return runner.run(main())
 
 
-def serve(loaded: Loaded, *, path: str, host: str | None, port: int | None) -> int:
+def serve(loaded: Loaded) -> int:
     """Serve until a signal ends it. Returns the exit code."""
-    settings = with_address(loaded.settings, host=host, port=port)
-    server = settings.server
+    server = loaded.settings.server
     logs.configure(server.log_format, server.log_level)
-    logs.register_secrets(settings)
     tell = Observers([logs.LogObserver()])
     for warning in loaded.warnings:
         tell(Notice(level="warning", event="configuration", facts={"warning": str(warning)}))
-    if server.keyless and not is_loopback(server.listen.host):
-        print(
-            f"{path}: no key is configured, so the router listens on loopback only; found host {server.listen.host!r}. "
-            "Set general_settings.master_key, or keys (realtime-router key new).",
-            file=sys.stderr,
-        )
-        return 2
-    return run(lambda: serve_until_signal(settings, tell))
-
-
-def with_address(settings: Settings, *, host: str | None, port: int | None) -> Settings:
-    """The settings with the command line's address, which wins."""
-    listen = settings.server.listen
-    listen = ListenSettings(host=listen.host if host is None else host, port=listen.port if port is None else port)
-    return replace(settings, server=replace(settings.server, listen=listen))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    from ipaddress import ip_address
-
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return run(lambda: serve_until_signal(loaded.settings, tell))
 
 
 async def serve_until_signal(

@@ -3,8 +3,8 @@
 A 101 proves nothing, for providers answer 101 and then an ``error`` event for a bad key, a spent quota or an unknown model
 (PROTOCOL §1.2). So a dial ends with the first good event, which is kept and delivered to the client when there is one.
 
-aiohttp's exceptions become the router's here and nowhere else. ``session.get`` is used instead of ``ws_connect``: it lets the body of
-a refusal be read, never follows a redirect with the key in its hands, and leaves the bytes behind the 101 unparsed.
+aiohttp's exceptions become the router's here and nowhere else. ``session.get`` is used instead of ``ws_connect``: it lets the
+body of a refusal be read, never follows a redirect with the key in its hands, and leaves the bytes behind the 101 unparsed.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from router.errors import (
 )
 from router.providers import PROVIDERS
 from router.providers.base import Forward
-from router.proxies import proxy_for
+from router.proxies import proxy_for, split_userinfo
 from router.relay import frames
+from router.relay.contract import Seen
 from router.relay.frames import BINARY, CLOSE, COLLECT, PASS, PING, PONG, TEXT, Disposition, FrameError, FrameScanner
 from router.relay.leg import Leg
-from router.relay.relay import Seen
 from router.relay.takeover import take_upstream
 from router.retry import parse_retry_after
 from router.tasks import ErrorReport
@@ -220,6 +220,10 @@ class Dialer:
             await session.close()
         await self._tokens.close()
 
+    def prefetch(self, deployment: DeploymentSettings) -> None:
+        """Start to fetch a token that takes longer than a dial may; nothing happens when the deployment uses none."""
+        self._tokens.prefetch(deployment)
+
     def key_refused(self, deployment: DeploymentSettings) -> None:
         """The upstream did not accept the key: a token that is renewed is fetched anew by the next dial."""
         self._tokens.invalidate(deployment)
@@ -284,12 +288,20 @@ class Dialer:
         }
         # aiohttp opens ws and http alike, and knows the proxies of the latter.
         url = URL("http" + target.url.removeprefix("ws"), encoded=True)
+        named = proxy_for(target.url, deployment, self._environ)
+        proxy = split_userinfo(named) if named is not None else None
+        proxy_headers: dict[str, str] = {}
+        if proxy is not None and proxy.authorization is not None:
+            # Not left in the URL, which aiohttp's errors repeat. A tunnel is asked for by CONNECT, which has headers of its
+            # own; a plain request goes to the proxy itself.
+            (proxy_headers if url.scheme == "https" else headers)["Proxy-Authorization"] = proxy.authorization.reveal()
         try:
             response = await self._client().get(
                 url,
                 headers=headers,
                 allow_redirects=False,
-                proxy=proxy_for(target.url, deployment, self._environ),
+                proxy=proxy.url if proxy is not None else None,
+                proxy_headers=proxy_headers,
                 ssl=self._contexts.ssl_context(deployment) or True,
                 server_hostname=deployment.tls_server_name if url.scheme == "https" else None,
                 skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),

@@ -14,8 +14,8 @@ _MOST: Final = 10**12
 class Usage:
     """Sums; every number is a count of tokens unless said otherwise.
 
-    ``cached_*`` are parts of the inputs, not in addition to them. Totals are the provider's own; the kinds may add up to less, for
-    providers do not break all of them down.
+    ``cached_*`` are parts of the inputs, not in addition to them. Totals are the provider's own; the kinds may add up to less,
+    for providers do not break all of them down.
     """
 
     total: int = 0

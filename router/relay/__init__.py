@@ -1,5 +1,6 @@
 """The hot path: bytes move from one leg to the other verbatim, and a scanner follows the frames in them.
 
+    contract.py   what the relay's users see: taps, the end of a session
     frames.py     RFC 6455 as a pure state machine: boundaries, legality, event types, what may be held back
     leg.py        one transport under the project's own asyncio.Protocol
     takeover.py   how a transport leaves aiohttp after its handshake

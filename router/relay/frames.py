@@ -1,9 +1,9 @@
 """RFC 6455 framing as a pure state machine over one direction of one connection.
 
 ``FrameScanner.feed`` takes the bytes as they come from the socket and returns those that may go out to the other side at once,
-unchanged. On the way it checks legality (§5.2 reserved bits, opcodes, lengths; §5.3 mask direction; §5.4 fragmentation; §5.5 control
-frames; §7.4 close codes), names the type of every message after its first bytes, and hands whole messages or control frames to a
-``Sink`` where the sink asked for them.
+unchanged. On the way it checks legality (§5.2 reserved bits, opcodes, lengths; §5.3 mask direction; §5.4 fragmentation; §5.5
+control frames; §7.4 close codes), names the type of every message after its first bytes, and hands whole messages or control
+frames to a ``Sink`` where the sink asked for them.
 
 Three things can happen to a message, decided once its type is known (``Disposition``):
 

@@ -1,7 +1,7 @@
 """One transport of a session under the project's own ``asyncio.Protocol``.
 
-A leg knows nothing of the other one: it hands what it reads to its ``Receiver``, which is the opening handshake's waiter first and
-the relay later. Its flags say what the relay's sweep needs: when bytes last came, whether reading or writing stands still.
+A leg knows nothing of the other one: it hands what it reads to its ``Receiver``, which is the opening handshake's waiter first
+and the relay later. Its flags say what the relay's sweep needs: when bytes last came, whether reading or writing stands still.
 """
 
 from __future__ import annotations

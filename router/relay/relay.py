@@ -1,8 +1,8 @@
 """Two legs joined for the rest of a session.
 
-What arrives on one leg is written to the other verbatim: a client's frames are masked with a key that is as good towards the upstream
-(RFC 6455 §5.3), because neither leg negotiated an extension. Relaying message by message through aiohttp costs 26 µs of CPU a
-message, moving bytes past a scanner 12 µs, HAProxy 11–13 µs; 8–9 µs of each are the kernel's.
+What arrives on one leg is written to the other verbatim: a client's frames are masked with a key that is as good towards the
+upstream (RFC 6455 §5.3), because neither leg negotiated an extension. Relaying message by message through aiohttp costs 26 µs
+of CPU a message, moving bytes past a scanner 12 µs, HAProxy 11–13 µs; 8–9 µs of each are the kernel's.
 
 How a session ends, by who is first:
 
@@ -11,7 +11,8 @@ How a session ends, by who is first:
 2. A leg is lost without CLOSE: the other one gets 1001 (the client left) or 1011 (the upstream was lost); in the middle of a
    frame that is impossible, and the connection is cut instead.
 3. A leg breaks the protocol: it gets RFC 6455's code for that, the other one 1001 or 1011.
-4. The router ends it (``end``, a time limit, a peer that is dead or takes nothing): an ``error`` event where one is due, then CLOSE.
+4. The router ends it (``end``, a time limit, a peer that is dead or takes nothing): an ``error`` event where one is due, then
+CLOSE.
 
 Own pings keep middle boxes from cutting an idle session and find dead peers; the answers to them are swallowed. The peers' own
 pings and pongs pass from end to end.
@@ -22,13 +23,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final
 
 import orjson
 
 from router.config.settings import RelaySettings
 from router.relay import frames
+from router.relay.contract import Cause, Phase, Seen, SessionEnd, Side, Tap, Who, error_event
 from router.relay.frames import CLOSE, COLLECT, HOLD, PASS, PING, PONG, TEXT, Disposition, FrameError, FrameScanner
 from router.relay.leg import Leg
 from router.relay.rewrite import SESSION_UPDATE, rewrite_session_update
@@ -38,70 +39,6 @@ from router.relay.sweep import Sweep
 CLOSE_TIMEOUT_S: Final = 2.0
 # How long an ending of the router's own waits for a boundary in the stream; a peer stalled in mid-message never reaches one.
 BOUNDARY_TIMEOUT_S: Final = 1.0
-
-Side = Literal["client", "upstream"]
-Who = Literal["client", "upstream", "router"]
-Phase = Literal["waiting", "idle", "turn"]
-# Why a session ended, beside who ended it.
-Cause = Literal["close", "lost", "dead", "stalled", "protocol", "idle_timeout", "max_session", "shutdown", "cancelled"]
-
-
-class Tap(Protocol):
-    """Who is told of the messages of a session. Called on the hot path: no I/O, no exceptions."""
-
-    @property
-    def collect(self) -> frozenset[str]:
-        """Types of upstream events whose payload is wanted."""
-
-    @property
-    def phase(self) -> Phase:
-        """What the session is doing."""
-
-    def message(self, side: Side, opcode: int, event_type: str | None, size: int, payload: bytes | None) -> None:
-        """A message from ``side`` is complete; ``payload`` is there for the wanted types, up to a limit."""
-
-    def tick(self, now: float) -> None:
-        """Twice a second."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionEnd:
-    """How a relayed session ended.
-
-    Attributes:
-        who: the side that began the end.
-        cause: why.
-        phase: what the session was doing then.
-        client_code, upstream_code: close codes, the one that was first on that leg whoever sent it; 1006 when the leg was lost
-            without one (RFC 6455 §7.1.5).
-        upstream_reason: the reason in the upstream's CLOSE, may be empty.
-        client_bytes, upstream_bytes: bytes that came from each side, frame heads included.
-        client_events, upstream_events: messages that came from each side.
-        seconds: from the join to the end.
-    """
-
-    who: Who
-    cause: Cause
-    phase: Phase
-    client_code: int
-    upstream_code: int
-    upstream_reason: str
-    client_bytes: int
-    upstream_bytes: int
-    client_events: int
-    upstream_events: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """A message that arrived before the legs were joined."""
-
-    opcode: int
-    event_type: str | None
-    size: int
-    payload: bytes | None
-
 
 class _Direction:
     """One direction: the receiver of its source leg and the sink of its scanner."""
@@ -470,7 +407,7 @@ class Relay:
 class _Watch:
     """When a leg was last heard, and when it last took something."""
 
-    __slots__ = ("_bytes", "_buffered", "_leg", "heard_at", "moved_at")
+    __slots__ = ("_buffered", "_bytes", "_leg", "heard_at", "moved_at")
 
     def __init__(self, leg: Leg, now: float) -> None:
         self._leg = leg
@@ -490,14 +427,3 @@ class _Watch:
         if not leg.writing_paused or buffered < self._buffered:
             self.moved_at = now
         self._buffered = buffered
-
-
-def error_event(code: str, message: str, *, error_type: str = "server_error") -> bytes:
-    """JSON text of an ``error`` event as OpenAI's GA interface writes it."""
-    return orjson.dumps(
-        {
-            "type": "error",
-            "event_id": "event_" + os.urandom(9).hex(),
-            "error": {"type": error_type, "code": code, "message": message, "param": None, "event_id": None},
-        }
-    )

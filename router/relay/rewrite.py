@@ -1,7 +1,7 @@
 """Messages that leave changed. Only one does by default: ``session.update`` carries the group's public name as the model.
 
-Almost every SDK repeats the model in ``session.update.session.model`` (PROTOCOL §1.5), where the upstream expects its own name for
-it or nothing. vLLM reads it at the top level. The transcription model inside ``session.audio`` is another thing and stays.
+Almost every SDK repeats the model in ``session.update.session.model`` (PROTOCOL §1.5), where the upstream expects its own name
+for it or nothing. vLLM reads it at the top level. The transcription model inside ``session.audio`` is another thing and stays.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def rewrite_session_update(text: bytes, model: str) -> bytes | None:
         text: JSON text of a message that may or may not be a ``session.update``.
         model: what the upstream calls the model.
 
-    Returns: new JSON text, or ``None`` when the message is to go out unchanged, byte for byte: it is no ``session.update``, names no
-        model, names the right one already, or is not JSON (the upstream's business).
+    Returns: new JSON text, or ``None`` when the message is to go out unchanged, byte for byte: it is no ``session.update``, names
+        no model, names the right one already, or is not JSON (the upstream's business).
     """
     if b'"model"' not in text:
         return None

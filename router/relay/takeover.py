@@ -1,16 +1,15 @@
 """How a transport leaves aiohttp once its handshake is done.
 
-aiohttp does both handshakes, then the transports get the project's own protocol. What aiohttp's parsers had already read behind the
-handshake is handed over first: ``set_parser`` gives it to any object with ``feed_data`` and ``feed_eof``, and tells aiohttp's server that
-the upgrade was accepted. Both steps happen without an ``await`` between them, so no byte can slip in.
+aiohttp does both handshakes, then the transports get the project's own protocol. What aiohttp's parsers had already read behind
+the handshake is handed over first: ``set_parser`` gives it to any object with ``feed_data`` and ``feed_eof``, and tells
+aiohttp's server that the upgrade was accepted. Both steps happen without an ``await`` between them, so no byte can slip in.
 
-``request.protocol``, ``Connection.protocol`` and ``set_parser`` are public by name and undocumented: aiohttp is pinned below the next
-minor version, and ``tests/integration/test_takeover.py`` fails when one of them changes its ways.
+``request.protocol``, ``Connection.protocol`` and ``set_parser`` are public by name and undocumented: aiohttp is pinned below
+the next minor version, and ``tests/integration/test_takeover.py`` fails when one of them changes its ways.
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, cast
 
 from aiohttp import ClientResponse, web
@@ -46,7 +45,8 @@ def take_client(request: web.Request) -> tuple[Leg, bytes]:
     old.set_parser(cast(Any, capture))
     # The server's own idle timer would close the connection.
     old.keep_alive(False)
-    # aiohttp's ``connection_lost`` cancels the handler, which is still at work then; so it is told when the handler has released the leg.
+    # aiohttp's ``connection_lost`` cancels the handler, which is still at work then; so it is told when the handler has
+    # released the leg.
     leg = Leg(transport, masks=False, on_released=old.connection_lost)
     transport.set_protocol(leg)
     return leg, bytes(capture.data)
@@ -70,6 +70,6 @@ def take_upstream(response: ClientResponse) -> tuple[Leg, bytes]:
         old.connection_lost(exc)
         response.close()
 
-    leg = Leg(cast(asyncio.Transport, transport), masks=True, on_released=released)
+    leg = Leg(transport, masks=True, on_released=released)
     transport.set_protocol(leg)
     return leg, bytes(capture.data)

@@ -1,0 +1,342 @@
+"""A file → ``Settings``: reads, checks section by section, and tells every problem at once."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import stat
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from router.config.deployments import Entries, read_entries
+from router.config.groups import Aliases, Sections, build_groups, find_group, read_aliases
+from router.config.report import Report, describe, quoted
+from router.config.schema import File, GeneralSettings, Group, LitellmSettings, RouterSettings, VirtualKey
+from router.config.sections import Environment, Ignored, check_section
+from router.config.settings import KeySettings, ListenSettings, Secret, ServerSettings, Settings
+from router.config.source import MAX_BYTES, Document, Path, decode, parse, printable
+from router.errors import ConfigError, Problem
+
+# Keys that stand in documentation and examples; whoever scans for open routers tries them first.
+_WELL_KNOWN_KEYS = frozenset(
+    "sk-1234 sk-12345 sk-123456 sk-12345678 sk-master sk-my-secret-key sk-my_special_key 1234 12345678 admin changeme change-me"
+    " default example master password realtime-router router secret test your-secret-key".split()
+)
+_SHORT_KEY = 16
+# What ``Call.principal`` says for sessions without a virtual key.
+_RESERVED_NAMES = frozenset({"master", "anonymous"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A configuration that can be used.
+
+    Attributes:
+        settings: one generation.
+        warnings: what has not the effect its author may expect, in the file's order.
+    """
+
+    settings: Settings
+    warnings: tuple[Problem, ...]
+
+
+def load(
+    path: str | os.PathLike[str], *, environ: Mapping[str, str] = os.environ, host: str | None = None, port: int | None = None
+) -> Loaded:
+    """Read and check a configuration file.
+
+    Args:
+        path: the file. Relative names of files in it start from its folder.
+        environ: for ``os.environ/NAME`` and the providers' usual key variables.
+        host: the command line's address to listen on, which wins over ``general_settings.listen``.
+        port: the same for the port.
+
+    Raises:
+        ConfigError: the file cannot be used; with all its problems.
+    """
+    name = os.fspath(path)
+    text = decode(_read(name), file=printable(name, 200))
+    folder = os.path.dirname(os.path.abspath(name))
+    return _load(text, file=printable(name, 200), environ=environ, folder=folder, host=host, port=port)
+
+
+def load_text(
+    text: str,
+    *,
+    file: str = "<string>",
+    environ: Mapping[str, str] = os.environ,
+    host: str | None = None,
+    port: int | None = None,
+) -> Loaded:
+    """Check a configuration that is in memory, as ``load`` does. Relative file names start from the working directory.
+
+    Args:
+        text: the YAML.
+        file: a name for the problems.
+        environ: as for ``load``.
+        host: as for ``load``.
+        port: as for ``load``.
+
+    Raises:
+        ConfigError: it cannot be used; with all its problems.
+    """
+    return _load(text, file=file, environ=environ, folder=os.getcwd(), host=host, port=port)
+
+
+def _read(name: str) -> bytes:
+    def refuse(found: str, expected: str = "a readable YAML file") -> ConfigError:
+        return ConfigError([Problem(file=printable(name, 200), line=None, path="(file)", found=found, expected=expected)])
+
+    try:
+        mode = os.stat(name).st_mode
+        # A pipe is what "<(command)" of a shell gives; other special files have no end or no content.
+        if stat.S_ISDIR(mode):
+            raise refuse("a directory")
+        if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode):
+            raise refuse("a special file")
+        with open(name, "rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise refuse("no such file") from None
+    except PermissionError:
+        raise refuse("a file that this user may not read") from None
+    except OSError as exc:
+        raise refuse(f"a file that cannot be read ({exc.strerror})") from None
+    except ValueError:
+        raise refuse("a name that no file can have") from None
+
+
+def _load(text: str, *, file: str, environ: Mapping[str, str], folder: str, host: str | None, port: int | None) -> Loaded:
+    document = parse(text, file=file)
+    report = Report(document)
+    ignored = Ignored(report)
+    data = _top_level(document, ignored, report)
+    own = _own_variables(data.get("environment_variables"), report)
+    env = Environment(environ, own, hidden=report.hidden)
+
+    def section(model: Any, name: str, path: Path, raw: object) -> Any:
+        return check_section(model, raw, section=name, path=path, env=env, ignored=ignored, report=report)
+
+    general: GeneralSettings = section(GeneralSettings, "general_settings", ("general_settings",), data.get("general_settings"))
+    router: RouterSettings = section(RouterSettings, "router_settings", ("router_settings",), data.get("router_settings"))
+    litellm: LitellmSettings = section(LitellmSettings, "litellm_settings", ("litellm_settings",), data.get("litellm_settings"))
+    raw_groups = _mapping(data.get("groups"), ("groups",), report)
+    groups: dict[str, Group] = {name: section(Group, "groups", ("groups", name), raw) for name, raw in raw_groups.items()}
+
+    entries = read_entries(data.get("model_list"), env=env, ignored=ignored, report=report, folder=folder)
+    aliases = Aliases(names={})
+    built = {}
+    # Without deployments every name in the rest of the file is unknown; saying so would bury the reason.
+    if entries.served:
+        aliases = read_aliases(router, entries, report)
+        built = build_groups(entries, Sections(router=router, groups=groups, litellm=litellm), aliases, report)
+    server = _server(general, entries, aliases, report, host=host, port=port)
+    _tell_misconfigured(entries, report)
+    ignored.tell()
+    report.raise_if_failed()
+    settings = Settings(
+        server=server,
+        groups=MappingProxyType(built),
+        aliases=MappingProxyType(dict(aliases.names)),
+        hidden_aliases=aliases.hidden,
+    )
+    return Loaded(settings=settings, warnings=report.told(report.warnings))
+
+
+def _top_level(document: Document, ignored: Ignored, report: Report) -> dict[str, object]:
+    data = ignored.strip(document.data, section="", path=())
+    for key in data:
+        # As in Compose files: a place for anchors that belongs to nobody.
+        if key not in File.model_fields and not key.startswith("x-"):
+            report.unknown_key((key,), File.model_fields)
+    return data
+
+
+def _mapping(raw: object, path: Path, report: Report) -> dict[str, object]:
+    if raw is None:
+        return {}
+    if isinstance(raw, dict):
+        return raw
+    report.error(path, describe(raw, path), "a mapping")
+    return {}
+
+
+def _own_variables(raw: object, report: Report) -> dict[str, str]:
+    path: Path = ("environment_variables",)
+    own: dict[str, str] = {}
+    for name, value in _mapping(raw, path, report).items():
+        if isinstance(value, bool):
+            own[name] = str(value)  # as LiteLLM writes it into the environment
+        elif isinstance(value, str | int | float):
+            own[name] = str(value) if not isinstance(value, int) or abs(value) < 10**100 else ""
+        elif value is not None:
+            report.error((*path, name), describe(value, path), "text")
+    return own
+
+
+def _tell_misconfigured(entries: Entries, report: Report) -> None:
+    """Warn of deployments that are out of service; when none is left in the whole file, these are its errors."""
+    none_left = bool(entries.served) and all(entry.problems for entry in entries.served)
+    for entry in entries.served:
+        for fault in entry.problems:
+            if none_left:
+                report.error(fault.path, fault.found, fault.expected, fault.hint or "no deployment is left in service")
+            else:
+                report.warn(fault.path, fault.found, fault.expected, f"deployment {quoted(entry.id)} is out of service")
+
+
+# --- the process ---------------------------------------------------------------------------------
+
+_SAME_NAME = (
+    "ops_listen",
+    "handshake_errors",
+    "expose_routing",
+    "metrics_auth",
+    "max_sessions",
+    "max_pending",
+    "handshake_timeout_s",
+    "retry_budget_ratio",
+    "retry_budget_min_per_s",
+    "log_format",
+    "log_level",
+)
+
+
+def _server(
+    general: GeneralSettings, entries: Entries, aliases: Aliases, report: Report, *, host: str | None, port: int | None
+) -> ServerSettings:
+    path: Path = ("general_settings",)
+    values: dict[str, Any] = {key: getattr(general, key) for key in _SAME_NAME if getattr(general, key) is not None}
+    server = ServerSettings(
+        listen=_listen(general.listen or ServerSettings().listen, host, port),
+        master_key=None if general.master_key is None else Secret(general.master_key),
+        keys=_keys(general.keys or [], (*path, "keys"), entries, aliases, report),
+        trusted_proxies=tuple(dict.fromkeys(general.trusted_proxies or ())),
+        allowed_origins=tuple(dict.fromkeys(general.allowed_origins or ())),
+        default_model=_default_model(general.default_model, (*path, "default_model"), entries, aliases, report),
+        **values,
+    )
+    _check_general(general, server, path, report)
+    # With a key that has faults the router is not keyless, and the key's own problem is told.
+    if server.keyless and not report.told_at((*path, "master_key")) and not report.told_at((*path, "keys")):
+        _check_keyless(server, path, report, host=host)
+    return server
+
+
+def _listen(listen: ListenSettings, host: str | None, port: int | None) -> ListenSettings:
+    return replace(listen, host=listen.host if host is None else host, port=listen.port if port is None else port)
+
+
+def _default_model(name: str | None, path: Path, entries: Entries, aliases: Aliases, report: Report) -> str | None:
+    if name is None or not entries.served:
+        return None
+    return find_group(name, path, entries, aliases, report, what="the group")
+
+
+def _check_general(general: GeneralSettings, server: ServerSettings, path: Path, report: Report) -> None:
+    if general.master_key is not None:
+        _check_master_key(general.master_key, (*path, "master_key"), report)
+    if general.workers is not None and general.workers > 1:
+        report.warn((*path, "workers"), f"{general.workers}, which has no effect in this version", "1")
+    for index, proxy in enumerate(general.trusted_proxies or ()):
+        if proxy in ("0.0.0.0/0", "::/0"):
+            report.warn(
+                (*path, "trusted_proxies", index),
+                "every address",
+                "the addresses of your proxies",
+                "any client can claim any address",
+            )
+    if server.ops_listen is not None and server.ops_listen == server.listen and server.listen.port != 0:
+        report.error(
+            (*path, "ops_listen"), "the address of listen", "another address or port", "leave it out to share one address"
+        )
+    if server.metrics_auth and server.keyless:
+        report.warn((*path, "metrics_auth"), "true without any key", "a master_key", "it has no effect")
+
+
+def _check_master_key(key: str, path: Path, report: Report) -> None:
+    if key.lower() in _WELL_KNOWN_KEYS:
+        report.warn(path, "a key that stands in examples", "a random key", "'realtime-router key new' prints one")
+    elif len(key) < _SHORT_KEY:
+        report.warn(
+            path, f"a key of {len(key)} characters", f"at least {_SHORT_KEY} random ones", "'realtime-router key new' prints one"
+        )
+
+
+def _check_keyless(server: ServerSettings, path: Path, report: Report, *, host: str | None) -> None:
+    hint = f"set {path[0]}.master_key (for example os.environ/MASTER_KEY) or {path[0]}.keys, or listen on 127.0.0.1"
+    expected = "a key, because other hosts can reach that address"
+    for key, listen in (("listen", server.listen), ("ops_listen", server.ops_listen)):
+        if listen is None or _is_loopback(listen.host):
+            continue
+        found = f"the address {quoted(listen.host)} without any key"
+        if key == "listen" and host is not None:
+            report.errors.append(
+                Problem(file=report.document.file, line=None, path="--host", found=found, expected=expected, hint=hint)
+            )
+        else:
+            report.error((*path, key), found, expected, hint)
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _keys(keys: list[VirtualKey], path: Path, entries: Entries, aliases: Aliases, report: Report) -> tuple[KeySettings, ...]:
+    built: list[KeySettings] = []
+    names: dict[str, int] = {}
+    hashes: dict[str, int] = {}
+    for index, key in enumerate(keys):
+        place = (*path, index)
+        groups = _key_groups(key, place, entries, aliases, report)
+        if key.name is None or key.sha256 is None:
+            if not report.told_at(place):
+                report.error(place, f"no {'name' if key.name is None else 'sha256'}", "a key's name and sha256 hash")
+            continue
+        if key.name in _RESERVED_NAMES:
+            report.error((*place, "name"), f"the reserved name {key.name!r}", "another name")
+        if names.setdefault(key.name, index) != index:
+            report.error(
+                (*place, "name"), f"the name {quoted(key.name)} again", f"a name other than that of keys[{names[key.name]}]"
+            )
+        if hashes.setdefault(key.sha256, index) != index:
+            report.error((*place, "sha256"), "a hash again", f"a key other than that of keys[{hashes[key.sha256]}]")
+        if key.expires is not None and key.expires <= time.time():
+            report.warn((*place, "expires"), "a time that has passed", "a time to come", "the key is refused")
+        built.append(
+            KeySettings(
+                name=key.name,
+                sha256=key.sha256,
+                groups=groups,
+                max_sessions=key.max_sessions,
+                expires_at=key.expires,
+            )
+        )
+    return tuple(built)
+
+
+def _key_groups(key: VirtualKey, path: Path, entries: Entries, aliases: Aliases, report: Report) -> frozenset[str] | None:
+    if key.models is not None and key.groups is not None:
+        report.error((*path, "groups"), "groups beside models", "one of the two: they mean the same")
+    name = "groups" if key.groups is not None else "models"
+    listed = key.groups if key.groups is not None else key.models
+    if listed is None:
+        return None
+    if not listed:
+        # LiteLLM reads an empty list as "all"; a reader reads it as "none".
+        report.error((*path, name), "an empty list", "at least one group; leave the key out to allow all")
+        return frozenset()
+    if not entries.served:
+        return frozenset()
+    found = (
+        find_group(group, (*path, name, index), entries, aliases, report, what="the group") for index, group in enumerate(listed)
+    )
+    return frozenset(group for group in found if group is not None)

@@ -1,0 +1,251 @@
+"""From raw sections of the file to checked models: environment variables, keys without effect, pydantic's errors in our words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_args
+
+from pydantic import ValidationError
+
+from router.config.litellm import COUNTERPARTS, LATER_KEYS, LITELLM_KEYS
+from router.config.report import MAX_PROBLEMS, FromEnvironment, Report, describe, nearest, quoted
+from router.config.rules import UNFIT
+from router.config.schema import Section
+from router.config.source import Path
+
+_PREFIX = "os.environ/"
+_VARIABLE = re.compile(r"[A-Za-z_]\w{0,127}", re.ASCII)
+
+M = TypeVar("M", bound=Section)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Something wrong at a place, before it is decided whether that refuses the file or one deployment.
+
+    Attributes:
+        path: the place.
+        found: what stands there.
+        expected: what would have been right.
+        hint: another way out, may be empty.
+        supplied: an environment variable supplied the value, so the file itself may be right.
+    """
+
+    path: Path
+    found: str
+    expected: str
+    hint: str = ""
+    supplied: bool = False
+
+
+class Environment:
+    """Resolves ``os.environ/NAME``. Variables of the file's ``environment_variables`` win; an empty value counts as unset."""
+
+    def __init__(self, environ: Mapping[str, str], own: Mapping[str, str], *, hidden: set[str]) -> None:
+        """Start without a value read.
+
+        Args:
+            environ: the process's variables.
+            own: the file's ``environment_variables``.
+            hidden: takes every value that is read, so that no message shows it.
+        """
+        self._environ = environ
+        self._own = own
+        self._hidden = hidden
+
+    def get(self, name: str) -> FromEnvironment | None:
+        """Return the variable's value, or ``None`` when it is unset or blank."""
+        value = self._own.get(name)
+        if value is not None and value.startswith(_PREFIX):
+            # One step only: LiteLLM resolves such a value from the real environment too, and a loop cannot arise.
+            value = self._environ.get(value.removeprefix(_PREFIX))
+        elif value is None:
+            value = self._environ.get(name)
+        if value is None or not value.strip():
+            return None
+        self._hidden.add(value.strip())
+        return FromEnvironment(value, name=name)
+
+    def resolve(self, value: object, path: Path) -> tuple[object, list[Fault]]:
+        """Return ``value`` with its variables filled in, ``None`` in the place of those that are not set, and these as faults."""
+        faults: list[Fault] = []
+        return self._resolve(value, path, faults), faults
+
+    def _resolve(self, value: object, path: Path, faults: list[Fault]) -> object:
+        if isinstance(value, dict):
+            return {key: self._resolve(item, (*path, key), faults) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._resolve(item, (*path, index), faults) for index, item in enumerate(value)]
+        if not isinstance(value, str) or not value.startswith(_PREFIX):
+            return value
+        name = value.removeprefix(_PREFIX).strip()
+        if not _VARIABLE.fullmatch(name):
+            faults.append(Fault(path=path, found="os.environ/ without a variable's name after it", expected="os.environ/NAME"))
+            return None
+        known = self.get(name)
+        if known is None:
+            faults.append(
+                Fault(
+                    path=path,
+                    found=f"the environment variable {name}, which is not set",
+                    expected=f"a value for {name}",
+                    supplied=True,
+                )
+            )
+        return known
+
+
+class Ignored:
+    """Keys that have no effect, told once each however many entries hold them."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._places: dict[tuple[str, str, str], list[Path]] = {}
+
+    def strip(self, data: Mapping[str, object], *, section: str, path: Path) -> dict[str, object]:
+        """Return ``data`` without the keys that mean nothing here, and note them."""
+        foreign = LITELLM_KEYS.get(section, frozenset())
+        # A group takes what router_settings takes, so it also excuses what router_settings excuses.
+        if section == "groups":
+            foreign = LITELLM_KEYS["router_settings"]
+        later = LATER_KEYS.get(section, frozenset())
+        kept: dict[str, object] = {}
+        for key, value in data.items():
+            if key in later:
+                self._places.setdefault((section, key, "has no effect in this version"), []).append((*path, key))
+            elif key in foreign:
+                self._places.setdefault((section, key, "is LiteLLM's and has no effect here"), []).append((*path, key))
+            else:
+                kept[key] = value
+        return kept
+
+    def tell(self) -> None:
+        """Turn what was noted into warnings."""
+        for (section, key, reason), places in self._places.items():
+            hints = [COUNTERPARTS.get((section, key), "")]
+            if len(places) > 1:
+                hints.append(f"and in {len(places) - 1} more places")
+            hint = "; ".join(part for part in hints if part)
+            self._report.warn(places[0], f"the key {key!r}, which {reason}", "no such key", hint)
+
+
+def validate(
+    model: type[M], data: Mapping[str, object], path: Path, *, ignore: Collection[Path] = ()
+) -> tuple[M | None, list[Fault]]:
+    """Check a section.
+
+    Args:
+        model: what it should be.
+        data: the section, variables resolved.
+        path: its place in the file.
+        ignore: places whose faults are known already (variables that are not set).
+
+    Returns:
+        The model, or ``None`` together with the faults.
+    """
+    try:
+        return model.model_validate(data), []
+    except ValidationError as exc:
+        errors = exc.errors(include_url=False)
+        faults = [_fault(model, error, path, with_hint=number < MAX_PROBLEMS) for number, error in enumerate(errors)]
+        return None, [fault for fault in faults if fault.path not in ignore]
+
+
+def check_section(
+    model: type[M], raw: object, *, section: str, path: Path, env: Environment, ignored: Ignored, report: Report
+) -> M:
+    """Check a section of the router itself, where every fault refuses the file.
+
+    Returns:
+        The model; without what is faulty, so that the checks behind it can go on and find more.
+    """
+    if raw is None:
+        return model()
+    if not isinstance(raw, dict):
+        report.error(path, describe(raw, path), "a mapping")
+        return model()
+    data, unset = env.resolve(ignored.strip(raw, section=section, path=path), path)
+    assert isinstance(data, dict)  # a mapping stays one; for the type checker
+    checked, faults = validate(model, data, path, ignore=[fault.path for fault in unset])
+    tell(report, [*unset, *faults])
+    return checked if checked is not None else salvage(model, data, [*unset, *faults], path)[0]
+
+
+def tell(report: Report, faults: Iterable[Fault]) -> None:
+    """Report faults as errors."""
+    for fault in faults:
+        report.error(fault.path, fault.found, fault.expected, fault.hint)
+
+
+def salvage(model: type[M], data: Mapping[str, object], faults: Iterable[Fault], path: Path) -> tuple[M, dict[str, object]]:
+    """Check a section again without what is faulty, so that the checks behind it can find more.
+
+    Returns:
+        The model, and the data that it was made of.
+    """
+    bad = {fault.path[len(path) :] for fault in faults}
+    for depth in (None, 1):
+        kept = _without(data, {place[:depth] for place in bad})
+        assert isinstance(kept, dict)  # a mapping stays one; for the type checker
+        checked, _ = validate(model, kept, path)
+        if checked is not None:
+            return checked, kept
+    return model(), {}
+
+
+def _without(value: object, bad: Collection[Path], place: Path = ()) -> object:
+    """Leave out faulty keys. A list with a faulty item is left out as a whole: its other items would change their numbers."""
+    if isinstance(value, list):
+        return [_without(item, bad, (*place, index)) for index, item in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    kept: dict[str, object] = {}
+    for key, item in value.items():
+        inner = (*place, key)
+        spoilt = isinstance(item, list) and any((*inner, index) in bad for index in range(len(item)))
+        if inner not in bad and not spoilt:
+            kept[key] = _without(item, bad, inner)
+    return kept
+
+
+def _fault(model: type[Section], error: Mapping[str, Any], path: Path, *, with_hint: bool) -> Fault:
+    location: tuple[str | int, ...] = tuple(part for part in error["loc"] if part != "[key]")
+    place = (*path, *location)
+    value: object = error["input"]
+    kind: str = error["type"]
+    if kind == "extra_forbidden":
+        key = str(location[-1])
+        hint = _advice(key) or nearest(key, _fields(model, location[:-1])) if with_hint else ""
+        found = f"the unknown key {quoted(key)}"
+        return Fault(path=place, found=found, expected="a key of this section", hint=hint)
+    supplied = isinstance(value, FromEnvironment)
+    found = "nothing" if value is None else describe(value, place)
+    if kind == UNFIT:
+        context = error["ctx"]
+        return Fault(path=place, found=found, expected=context["expected"], hint=context["hint"], supplied=supplied)
+    kinds = {"list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping", "model_attributes_type": "a mapping"}
+    # Any other kind is pydantic's own wording, which says what it expects and never quotes the value.
+    return Fault(path=place, found=found, expected=kinds.get(kind, str(error["msg"])), supplied=supplied)
+
+
+def _advice(key: str) -> str:
+    if key == "key":
+        return "a key itself is never stored here: 'realtime-router key new' prints one and the hash for sha256"
+    return ""
+
+
+def _fields(model: type[Section], location: Sequence[str | int]) -> Iterable[str]:
+    """The keys that the section at ``location`` below ``model`` may have."""
+    for part in location:
+        if isinstance(part, int) or part not in model.model_fields:
+            continue
+        model = _nested(model.model_fields[part].annotation) or model
+    return model.model_fields
+
+
+def _nested(annotation: object) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _nested(part)) is not None), None)

@@ -1,0 +1,69 @@
+"""A demonstration with no key and no server: three simulated deployments of two dialects, and the router in front.
+
+One deployment refuses every third session, and now and then cuts one off before it is ready; the clients never notice, the log
+tells.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AsyncExitStack
+from typing import Final
+
+from router import logs
+from router.config import load_text
+from router.errors import ConfigError
+from router.events import Observers
+from router.serve import run, serve_until_signal
+from router.simulator import Simulator
+
+GROUP: Final = "voice"
+# (name, provider and model, dialect, path of the base, faults)
+_DEPLOYMENTS: Final = (
+    ("steady", "openai/gpt-realtime", "openai", "/v1", ()),
+    ("flaky", "openai/gpt-realtime", "openai", "/v1", ("status=503,every=3", "error_event=server_error,every=5")),
+    ("grok", "xai/grok-voice-latest", "xai", "/v1", ()),
+)
+
+
+def run_demo(*, host: str, port: int) -> int:
+    """Serve the demonstration until a signal ends it. Returns the exit code."""
+    logs.configure("auto", "debug")
+    return run(lambda: _demo(host, port))
+
+
+async def _demo(host: str, port: int) -> int:
+    async with AsyncExitStack() as cleanup:
+        entries = []
+        for name, model, dialect, path, faults in _DEPLOYMENTS:
+            simulator = Simulator(dialect=dialect, pace="realtime", name=name, faults=faults)
+            await cleanup.enter_async_context(simulator)
+            entries.append(
+                f"""
+  - model_name: {GROUP}
+    litellm_params: {{model: {model}, api_key: not-a-real-key, api_base: "{simulator.url}{path}"}}
+    model_info: {{mode: realtime, id: {name}}}"""
+            )
+        text = f"model_list:{''.join(entries)}\ngeneral_settings: {{expose_routing: true}}\n"
+        try:
+            loaded = load_text(text, file="demo", environ={}, host=host, port=port)
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            return 2
+        return await serve_until_signal(loaded.settings, Observers([logs.LogObserver()]), started=_invite)
+
+
+def _invite(url: str) -> None:
+    """Say what there is to try."""
+    address = url.removeprefix("ws://").removesuffix("/v1/realtime")
+    print(
+        f"""
+The router listens on {url}?model={GROUP}
+Behind it are three simulated deployments; "flaky" fails now and then. In another terminal, a few times:
+
+    {sys.executable} -m router talk --url {url} --model {GROUP} "What is the capital of France?"
+
+Metrics: http://{address}/metrics    State: http://{address}/admin/deployments    End: Ctrl-C
+""",
+        flush=True,
+    )

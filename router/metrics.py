@@ -1,0 +1,444 @@
+"""The observer that counts for Prometheus. ``docs/metrics.md`` lists what it exports, and a test compares the two.
+
+Labels come from bounded sets only: names of the configuration, or words of a fixed list with ``other`` for the rest. What a
+client or an upstream may choose (close codes, event types) is mapped before it becomes a label, for each distinct value would stay
+in memory, and in Prometheus, for ever.
+
+What changes with time alone (a breaker's state, an average that fades) is read when somebody scrapes, not told by events. The
+registry is handed in; nothing here touches the library's global one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, Final, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from router import events
+from router._version import __version__
+from router.errors import RouterError
+from router.pool import Deployment
+from router.retry import Outcome
+from router.usage import USAGE_FIELDS
+
+PREFIX: Final = "realtime_router_"
+OTHER: Final = "other"
+
+# Every word that ``Deployment.state`` may say.
+STATES: Final = ("admitting", "ejected", "probing", "cooling_down", "draining", "maint", "misconfigured")
+
+_OUTCOMES: Final = frozenset(outcome.value for outcome in Outcome)
+_SIDES: Final = frozenset({"client", "upstream"})
+_WHO: Final = _SIDES | {"router"}
+_PHASES: Final = frozenset({"waiting", "idle", "turn"})
+_LEVELS: Final = frozenset({"debug", "info", "warning", "error"})
+# RFC 6455 §7.4.1 and the IANA registry. What is not here and below 3000 is not for applications, so nobody should send it.
+_CLOSE_CODES: Final = frozenset({*range(1000, 1004), *range(1005, 1016)})
+_TOKEN_KINDS: Final = tuple(name for name in USAGE_FIELDS if name != "transcription_seconds")
+
+_READY_BUCKETS_S: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+_FIRST_AUDIO_BUCKETS_S: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.3, 1.7, 2.5, 4.0, 8.0)
+_SESSION_BUCKETS_S: Final = (1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 2700, 3600, 5400, 7200)
+_LAG_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+_DEPLOYMENT: Final = ("group", "deployment")
+
+F = TypeVar("F", bound=MetricWrapperBase)
+
+
+class Metrics:
+    """An observer of the core's events, and the answer to ``GET /metrics``.
+
+    Args:
+        registry: where everything is registered; each instance needs one of its own.
+        known_types: event types that get a label of their own; every other type is counted as ``other``.
+        version: for the build info.
+
+    Raises:
+        ValueError: the registry holds metrics of these names already.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, known_types: Collection[str], version: str = __version__) -> None:
+        self._registry = registry
+        self._types = frozenset(known_types) | {"binary"}
+        self._refusal_codes = frozenset(_codes(RouterError))
+        # Those with a deployment's label, for ``forget``; likewise those with a group's and no deployment's.
+        self._by_deployment: list[tuple[MetricWrapperBase, tuple[str, ...]]] = []
+        self._by_group: list[tuple[MetricWrapperBase, tuple[str, ...]]] = []
+        self._pool: Callable[[], Iterable[Deployment]] = tuple
+        self._announced: set[tuple[str, str]] = set()
+        # Only what each running session adds to every few seconds: (direction, type) → events and bytes, bound.
+        self._traffic_children: dict[tuple[str, str], tuple[Counter, Counter]] = {}
+        self._define()
+        Info(f"{PREFIX}build", "The program's version.", registry=registry).info({"version": version})
+        registry.register(_LiveState(self._live))
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._handlers: dict[type[Any], Callable[[Any], None]] = {
+            events.SessionStarted: self._session_started,
+            events.SessionRefused: self._session_refused,
+            events.Attempt: self._attempt,
+            events.SessionReady: self._session_ready,
+            events.FirstAudio: self._first_audio,
+            events.Traffic: self._traffic,
+            events.UsageRecorded: self._usage,
+            events.SessionRecord: self._session_ended,
+            events.Ejected: self._ejected,
+            events.Admitted: self._admitted,
+            events.CooledDown: self._cooled_down,
+            events.ConfigAlarm: self._config_alarm,
+            events.Probed: self._probed,
+            events.Notice: self._notice,
+        }
+
+    def __call__(self, event: events.Event) -> None:
+        """Count an event. One of a kind that is not known is ignored."""
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    # --- what is no event ---------------------------------------------------------------------------
+
+    def watch(self, pool: Callable[[], Iterable[Deployment]]) -> None:
+        """Show the state of these deployments from now on.
+
+        Args:
+            pool: called at each scrape; gives the deployments that exist then. Of two with one id the first is shown.
+        """
+        self._pool = pool
+
+    def forget(self, deployment: str) -> None:
+        """Drop what was counted for a deployment that a later generation removed, once its last session has ended.
+
+        What is told of it afterwards is counted from 0 again.
+        """
+        self._drop(self._by_deployment, "deployment", deployment)
+        self._announced = {known for known in self._announced if known[1] != deployment}
+
+    def forget_group(self, group: str) -> None:
+        """Drop what was counted for a group that a later generation removed, its deployments' counts included."""
+        self._drop(self._by_deployment, "group", group)
+        self._drop(self._by_group, "group", group)
+        self._announced = {known for known in self._announced if known[0] != group}
+
+    def config_loaded(self, generation: int, *, epoch_s: float) -> None:
+        """A configuration is in force.
+
+        Args:
+            generation: its number, from 1.
+            epoch_s: the time now, seconds since the epoch.
+        """
+        self._config_generation.set(generation)
+        self._config_loaded_at.set(epoch_s)
+        self._config_successful.set(1)
+        self._config_reloads.labels("success").inc()
+
+    def config_rejected(self) -> None:
+        """A new configuration was refused; the one in force stays."""
+        self._config_successful.set(0)
+        self._config_reloads.labels("failure").inc()
+
+    def loop_lag(self, seconds: float) -> None:
+        """The event loop was late by this much; ``router.lag.LoopLag`` tells it."""
+        self._loop_lag.observe(seconds)
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Return the answer to a scrape.
+
+        Args:
+            accept: the request's ``Accept``; OpenMetrics for whoever names it, else Prometheus' text format.
+
+        Returns:
+            Body and content type.
+        """
+        self._announce()
+        collector = _WithoutCreated(self._registry)
+        if "application/openmetrics-text" in accept:
+            # The library leaves this one unannotated.
+            encode: Callable[[_WithoutCreated], bytes] = openmetrics.generate_latest
+            return encode(collector), openmetrics.CONTENT_TYPE_LATEST
+        return generate_latest(collector), CONTENT_TYPE_PLAIN_0_0_4
+
+    # --- definitions --------------------------------------------------------------------------------
+
+    def _define(self) -> None:
+        """Make every metric that events feed; the texts are those of ``docs/metrics.md`` in short."""
+        # Sessions.
+        group = ("group",)
+        self._active = self._make(Gauge, "sessions_active", "Sessions under way, those that wait included.", group)
+        self._started = self._make(Counter, "sessions_started", "Sessions that began.", group)
+        self._ended = self._make(Counter, "sessions_ended", "Sessions that ended.", (*group, "who", "phase", "code"))
+        self._seconds = self._make(
+            Histogram, "session_seconds", "Length of sessions that had an upstream.", group, buckets=_SESSION_BUCKETS_S
+        )
+        self._refused = self._make(Counter, "requests_refused", "Requests refused before a session began.", ("status", "code"))
+        self._fallbacks = self._make(Counter, "fallbacks", "Sessions whose first deployment did not serve them.", group)
+        self._ready = self._make(
+            Histogram, "ready_seconds", "From a session's begin to a ready upstream.", group, buckets=_READY_BUCKETS_S
+        )
+        # Attempts and answers.
+        outcome = (*_DEPLOYMENT, "outcome")
+        self._attempts = self._make(Counter, "attempts", "Dials that ended.", outcome)
+        self._attempt_seconds = self._make(
+            Histogram, "attempt_seconds", "From a dial to its outcome.", outcome, buckets=_READY_BUCKETS_S
+        )
+        self._audio = self._make(
+            Histogram,
+            "first_audio_seconds",
+            "From the end of speech to the answer's first audio.",
+            _DEPLOYMENT,
+            buckets=_FIRST_AUDIO_BUCKETS_S,
+        )
+        # What passed and what it cost.
+        kind = ("direction", "type")
+        self._events = self._make(Counter, "events", "Messages by the side they came from.", kind)
+        self._bytes = self._make(Counter, "event_bytes", "Payload bytes of messages by the side they came from.", kind)
+        self._tokens = self._make(Counter, "tokens", "Tokens by kind; kinds overlap.", (*_DEPLOYMENT, "kind"))
+        self._transcription = self._make(
+            Counter, "transcription_seconds", "Seconds of transcription that are billed by time.", _DEPLOYMENT
+        )
+        # Deployments.
+        self._ejections = self._make(Counter, "deployment_ejections", "Ejections by the breaker.", (*_DEPLOYMENT, "reason"))
+        self._readmissions = self._make(
+            Counter, "deployment_readmissions", "Times an ejected deployment was ready again.", _DEPLOYMENT
+        )
+        self._cool_downs = self._make(
+            Counter, "deployment_cool_downs", "Times a deployment asked to be left alone.", _DEPLOYMENT
+        )
+        self._alarms = self._make(
+            Counter, "deployment_config_alarms", "Failures that only an operator can mend: key, quota, access.", _DEPLOYMENT
+        )
+        self._probes = self._make(Counter, "probes", "Active probes that ended.", outcome)
+        # The process.
+        self._notices = self._make(Counter, "notices", "Notices to the operator that belong to no session.", ("level",))
+        self._loop_lag = self._make(Histogram, "event_loop_lag_seconds", "By how much timers fired late.", buckets=_LAG_BUCKETS_S)
+        self._config_generation = self._make(Gauge, "config_generation", "Number of the configuration in force.")
+        self._config_successful = self._make(Gauge, "config_last_reload_successful", "1: the last configuration was accepted.")
+        self._config_loaded_at = self._make(
+            Gauge, "config_last_reload_success_timestamp_seconds", "When a configuration was last accepted."
+        )
+        self._config_reloads = self._make(Counter, "config_reloads", "Configurations that were read.", ("result",))
+        for result in ("success", "failure"):
+            self._config_reloads.labels(result)
+
+    def _make(self, cls: type[F], name: str, text: str, labels: tuple[str, ...] = (), **more: Any) -> F:
+        family = cls(f"{PREFIX}{name}", text, labels, registry=self._registry, **more)
+        if "deployment" in labels:
+            self._by_deployment.append((family, labels))
+        elif "group" in labels:
+            self._by_group.append((family, labels))
+        return family
+
+    # --- events -------------------------------------------------------------------------------------
+
+    def _session_started(self, event: events.SessionStarted) -> None:
+        group = _label(event.group)
+        self._active.labels(group).inc()
+        self._started.labels(group).inc()
+
+    def _session_refused(self, event: events.SessionRefused) -> None:
+        status = str(event.status) if 400 <= event.status <= 599 else OTHER
+        self._refused.labels(status, _one_of(event.code, self._refusal_codes)).inc()
+
+    def _attempt(self, event: events.Attempt) -> None:
+        labels = (_label(event.group), _label(event.deployment), _one_of(event.outcome, _OUTCOMES))
+        self._attempts.labels(*labels).inc()
+        self._attempt_seconds.labels(*labels).observe(event.seconds)
+
+    def _session_ready(self, event: events.SessionReady) -> None:
+        group = _label(event.group)
+        self._ready.labels(group).observe(event.seconds)
+        if event.fallback:
+            self._fallbacks.labels(group).inc()
+
+    def _first_audio(self, event: events.FirstAudio) -> None:
+        self._audio.labels(_label(event.group), _label(event.deployment)).observe(event.seconds)
+
+    def _traffic(self, event: events.Traffic) -> None:
+        for key, (messages, size) in event.counts.items():
+            direction, kind = _one_of(key[0], _SIDES), _one_of(key[1], self._types)
+            children = self._traffic_children.get((direction, kind))
+            if children is None:
+                children = (self._events.labels(direction, kind), self._bytes.labels(direction, kind))
+                self._traffic_children[direction, kind] = children
+            children[0].inc(messages)
+            children[1].inc(size)
+
+    def _usage(self, event: events.UsageRecorded) -> None:
+        group, deployment = _label(event.group), _label(event.deployment)
+        for kind in _TOKEN_KINDS:
+            tokens = getattr(event.usage, kind)
+            if tokens > 0:
+                self._tokens.labels(group, deployment, kind).inc(tokens)
+        if event.usage.transcription_seconds > 0:
+            self._transcription.labels(group, deployment).inc(event.usage.transcription_seconds)
+
+    def _session_ended(self, event: events.SessionRecord) -> None:
+        group = _label(event.group)
+        self._active.labels(group).dec()
+        self._ended.labels(group, _one_of(event.who, _WHO), _one_of(event.phase, _PHASES), end_code(event)).inc()
+        # The lengths of sessions that never had an upstream would hide those of the ones that had.
+        if event.deployment:
+            self._seconds.labels(group).observe(event.seconds)
+
+    def _ejected(self, event: events.Ejected) -> None:
+        self._ejections.labels(_label(event.group), _label(event.deployment), _one_of(event.reason, _OUTCOMES)).inc()
+
+    def _admitted(self, event: events.Admitted) -> None:
+        self._readmissions.labels(_label(event.group), _label(event.deployment)).inc()
+
+    def _cooled_down(self, event: events.CooledDown) -> None:
+        self._cool_downs.labels(_label(event.group), _label(event.deployment)).inc()
+
+    def _config_alarm(self, event: events.ConfigAlarm) -> None:
+        self._alarms.labels(_label(event.group), _label(event.deployment)).inc()
+
+    def _probed(self, event: events.Probed) -> None:
+        self._probes.labels(_label(event.group), _label(event.deployment), _one_of(event.outcome, _OUTCOMES)).inc()
+
+    def _notice(self, event: events.Notice) -> None:
+        self._notices.labels(_one_of(event.level, _LEVELS)).inc()
+
+    # --- deployments that exist ---------------------------------------------------------------------
+
+    def _live(self) -> Iterator[Deployment]:
+        """Each deployment once: a series that is there twice makes Prometheus refuse the whole scrape."""
+        seen: set[tuple[str, str]] = set()
+        for deployment in self._pool():
+            key = (_label(deployment.settings.group), _label(deployment.id))
+            if key not in seen:
+                seen.add(key)
+                yield deployment
+
+    def _announce(self) -> None:
+        """Show 0 for what has not happened yet: ``rate()`` and ``increase()`` miss a series' first value otherwise."""
+        for deployment in self._live():
+            key = (_label(deployment.settings.group), _label(deployment.id))
+            if key in self._announced:
+                continue
+            self._announced.add(key)
+            for family in (self._active, self._started, self._fallbacks):
+                family.labels(key[0])
+            for family in (self._readmissions, self._cool_downs, self._alarms):
+                family.labels(*key)
+            for outcome in Outcome:
+                self._attempts.labels(*key, outcome.value)
+
+    def _drop(self, families: Iterable[tuple[MetricWrapperBase, tuple[str, ...]]], label: str, value: str) -> None:
+        for family, labels in families:
+            # The children are private to the library; what they export is not.
+            samples = [sample.labels for metric in family.collect() for sample in metric.samples]
+            for child in {tuple(sample[name] for name in labels) for sample in samples if sample[label] == _label(value)}:
+                family.remove(*child)
+
+
+def end_code(record: events.SessionRecord) -> str:
+    """Return the label that tells with what a session ended.
+
+    The close code of the side that ended it, or of the client's leg when the router did: known ones as they are, ``3xxx`` and
+    ``4xxx`` for what applications choose, ``other`` for the rest. Where no WebSocket was opened, the HTTP status; the two do not
+    overlap.
+    """
+    code = record.upstream_code if record.who == "upstream" else record.client_code
+    if code is None:
+        return str(record.status) if 400 <= record.status <= 599 else OTHER
+    if code in _CLOSE_CODES:
+        return str(code)
+    return f"{code // 1000}xxx" if 3000 <= code <= 4999 else OTHER
+
+
+class _LiveState:
+    """A collector of the library's kind: reads the deployments' state when somebody scrapes."""
+
+    def __init__(self, deployments: Callable[[], Iterable[Deployment]]) -> None:
+        self._deployments = deployments
+
+    def describe(self) -> Iterable[Metric]:
+        """The same metrics without values; the library asks for their names when it registers the collector."""
+        return self._families(())
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics with the values of now."""
+        return self._families(self._deployments())
+
+    def _families(self, deployments: Iterable[Deployment]) -> Iterable[Metric]:
+        info = InfoMetricFamily(f"{PREFIX}deployment", "What a deployment is; 1.", labels=_DEPLOYMENT)
+        state = _gauge("deployment_state", "1 for the state it is in, 0 for the others.", "state")
+        sessions = _gauge("deployment_sessions", "Sessions it holds, dials under way included.")
+        max_sessions = _gauge("deployment_max_sessions", "Most sessions it may hold; absent without a limit.")
+        weight = _gauge("deployment_weight", "Weight, slow start included.")
+        ready = _gauge("deployment_ready_seconds", "Fading peak average from dial to ready; absent until measured.")
+        audio = _gauge("deployment_first_audio_seconds", "Fading peak average to the first audio; absent until measured.")
+        failures = _gauge("deployment_failures_in_a_row", "Failures in a row that the breaker has counted.")
+        ejected = _gauge("deployment_ejected_seconds", "Seconds until an ejected one is probed; 0 otherwise.")
+        used = _gauge("deployment_limit_used", "Session starts and tokens of the last minute.", "limit")
+        most = _gauge("deployment_limit_max", "Most starts and tokens a minute; absent without a limit.", "limit")
+        for deployment in deployments:
+            settings = deployment.settings
+            labels = [_label(settings.group), _label(deployment.id)]
+            info.add_metric(labels, {"provider": _label(settings.provider), "model": _label(settings.model)})
+            now = deployment.state
+            for word in STATES:
+                state.add_metric([*labels, word], float(word == now))
+            sessions.add_metric(labels, deployment.sessions)
+            weight.add_metric(labels, deployment.weight)
+            failures.add_metric(labels, deployment.breaker.failures)
+            ejected.add_metric(labels, deployment.breaker.remaining_s())
+            for gauge, value in (
+                (max_sessions, deployment.max_sessions),
+                (ready, deployment.ready_s),
+                (audio, deployment.first_audio_s),
+            ):
+                if value is not None:
+                    gauge.add_metric(labels, value)
+            for name, window in (("rpm", deployment.starts), ("tpm", deployment.tokens)):
+                used.add_metric([*labels, name], window.used())
+                if window.limit is not None:
+                    most.add_metric([*labels, name], window.limit)
+        return info, state, sessions, max_sessions, weight, ready, audio, failures, ejected, used, most
+
+
+class _WithoutCreated:
+    """A registry's metrics without the ``_created`` series, which would double their number and which nobody reads.
+
+    The library's own switch for that is global, so it would reach into a program that uses the router as a library.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._source = registry
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the metrics."""
+        for metric in self._source.collect():
+            created = f"{metric.name}_created"
+            metric.samples = [sample for sample in metric.samples if sample.name != created]
+            yield metric
+
+
+def _gauge(name: str, text: str, *more: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{PREFIX}{name}", text, labels=(*_DEPLOYMENT, *more))
+
+
+def _codes(error: type[RouterError]) -> Iterator[str]:
+    """Every ``code`` of the exception tree: what a refusal may say."""
+    yield error.code
+    for cls in error.__subclasses__():
+        yield from _codes(cls)
+
+
+def _one_of(value: str, allowed: frozenset[str]) -> str:
+    return value if value in allowed else OTHER
+
+
+def _label(value: str) -> str:
+    """A name of the configuration as a label: one that is no legal UTF-8 would spoil the whole scrape."""
+    return value.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,107 @@
+"""A client for the terminal: one turn by text, with what came and when. To try a router, or to see why it does not work."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import sys
+import time
+from typing import Any, Final
+
+import aiohttp
+from yarl import URL
+
+# The router answers within 8 s by default; after that nothing is to be expected.
+_OPEN_TIMEOUT_S: Final = 15.0
+
+
+async def talk(url: str, *, model: str, key: str | None, text: str, timeout_s: float) -> int:
+    """Hold one turn and print it.
+
+    Args:
+        url: of the router, such as ``ws://127.0.0.1:4000/v1/realtime``.
+        model: a group's name.
+        key: the router's, if it wants one.
+        text: what to say.
+        timeout_s: for the whole turn.
+
+    Returns: exit code: 0 when the answer was complete.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    target = URL(url).update_query(model=model)
+    started = time.monotonic()
+    answered: list[str] = []  # the deployment that the 101 names, where the router exposes it
+
+    async def note(session: object, context: object, params: aiohttp.TraceRequestEndParams) -> None:
+        answered.append(params.response.headers.get("x-router-deployment", ""))
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_end.append(note)
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), trace_configs=[trace]) as session:
+            response = session.ws_connect(target, headers=headers, max_msg_size=0, protocols=("realtime",))
+            async with asyncio.timeout(_OPEN_TIMEOUT_S):
+                socket = await response
+            async with socket:
+                served = "".join(answered)
+                print(f"open after {_ms(started)}" + (f", served by {served}" if served else ""))
+                async with asyncio.timeout(timeout_s):
+                    return await _turn(socket, text)
+    except aiohttp.WSServerHandshakeError as error:
+        print(f"refused with HTTP {error.status}", file=sys.stderr)
+    except aiohttp.ClientError as error:
+        print(f"cannot connect to {target.host}:{target.port}: {error}", file=sys.stderr)
+    except TimeoutError:
+        print("no complete answer in time", file=sys.stderr)
+    return 1
+
+
+def _ms(since: float) -> str:
+    return f"{(time.monotonic() - since) * 1000:.0f} ms"
+
+
+async def _turn(socket: aiohttp.ClientWebSocketResponse, text: str) -> int:
+    """Ask, and print the answer as it comes."""
+    asked = time.monotonic()
+    sent = False
+    audio_bytes = 0
+    spoken = False
+    async for message in socket:
+        if message.type is not aiohttp.WSMsgType.TEXT:
+            continue
+        event = json.loads(message.data)
+        kind = event.get("type", "")
+        if kind in ("session.created", "conversation.created") and not sent:
+            sent = True
+            asked = time.monotonic()
+            await _ask(socket, text)
+        elif kind in ("response.output_audio.delta", "response.audio.delta"):
+            if not audio_bytes:
+                print(f"first audio after {_ms(asked)}")
+            audio_bytes += len(base64.b64decode(event.get("delta", "")))
+        elif kind in ("response.output_audio_transcript.delta", "response.audio_transcript.delta", "response.output_text.delta"):
+            spoken = True
+            print(event.get("delta", ""), end="", flush=True)
+        elif kind == "error":
+            print(f"error event: {event.get('error')}", file=sys.stderr)
+        elif kind == "response.done":
+            return _done(event.get("response") or {}, audio_bytes, asked, spoken)
+    print(f"closed with {socket.close_code} before the answer was complete", file=sys.stderr)
+    return 1
+
+
+def _done(response: dict[str, Any], audio_bytes: int, asked: float, spoken: bool) -> int:
+    usage = response.get("usage") or {}
+    # 24 kHz, 16 bits: 48,000 bytes a second.
+    print(
+        f"{chr(10) if spoken else ''}{response.get('status')} after {_ms(asked)}: {audio_bytes / 48000:.1f} s of audio, "
+        f"{usage.get('total_tokens', 0)} tokens"
+    )
+    return 0 if response.get("status") == "completed" else 1
+
+
+async def _ask(socket: aiohttp.ClientWebSocketResponse, text: str) -> None:
+    content = [{"type": "input_text", "text": text}]
+    await socket.send_json({"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": content}})
+    await socket.send_json({"type": "response.create"})

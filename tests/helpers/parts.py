@@ -1,0 +1,85 @@
+"""Parts of a machine that some tests need: programs that ``make test-system`` installs.
+
+A test that needs one calls ``require("chromium")``. Where the part is missing the test is skipped with the reason, unless the
+environment variable ``REALTIME_ROUTER_REQUIRE`` demands it (a comma-separated list of parts, or ``all``): then it fails, so that
+a machine on which everything must run cannot pass by running less.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+VARIABLE = "REALTIME_ROUTER_REQUIRE"
+NODE_DIR = Path(__file__).parent.parent / "node"
+
+
+class MissingPart(Exception):
+    """A part is not on this machine; the text says what was looked for and how to get it."""
+
+
+def _program(*names: str, package: str) -> str:
+    """Return the path of the first of ``names`` that starts; a shim on the PATH need not."""
+    for name in names:
+        path = shutil.which(name)
+        if path is None:
+            continue
+        try:
+            done = subprocess.run([path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if done.returncode == 0:
+            return path
+    raise MissingPart(f"found no working {' or '.join(names)}, expected one (package {package}; make test-system installs it)")
+
+
+def _node() -> str:
+    path = _program("node", "nodejs", package="nodejs")
+    if not (NODE_DIR / "node_modules" / "ws" / "package.json").is_file():
+        raise MissingPart("found no module ws under tests/node/node_modules, expected it there (make node-modules installs it)")
+    return path
+
+
+def _chromium() -> str:
+    return _program("chromium", "chromium-browser", "google-chrome", package="chromium")
+
+
+# Part → probe, which returns the program's path or raises MissingPart.
+PARTS: Mapping[str, Callable[[], str]] = {
+    "chromium": _chromium,
+    "node": _node,
+}
+
+
+def demanded(value: str) -> frozenset[str]:
+    """Return the parts that a value of the environment variable demands.
+
+    Raises:
+        ValueError: it names a part that does not exist; a misspelt demand would demand nothing.
+    """
+    names = frozenset(value.replace(",", " ").split())
+    if "all" in names:
+        return frozenset(PARTS)
+    if unknown := names - PARTS.keys():
+        raise ValueError(f"{VARIABLE}: found {', '.join(sorted(unknown))}, expected all or some of {', '.join(sorted(PARTS))}")
+    return names
+
+
+def require(part: str) -> str:
+    """Return the path of a part's program, or skip the running test; fail it where the part is demanded.
+
+    Args:
+        part: a name in ``PARTS``.
+    """
+    needed = part in demanded(os.environ.get(VARIABLE, ""))
+    try:
+        return PARTS[part]()
+    except MissingPart as error:
+        if needed:
+            pytest.fail(f"{VARIABLE} demands {part}: {error}", pytrace=False)
+        pytest.skip(f"{part}: {error}")
