@@ -100,6 +100,7 @@ UPSTREAM_TYPES: Final = frozenset(
 )
 OTHER: Final = "other"
 BINARY_TYPE: Final = "binary"
+KNOWN_TYPES: Final = CLIENT_TYPES | UPSTREAM_TYPES | {BINARY_TYPE}
 
 _AUDIO_DELTAS: Final = frozenset({"response.output_audio.delta", "response.audio.delta"})
 # Ids remembered so that nothing is billed twice; two hours of rapid turns have fewer.
@@ -130,7 +131,7 @@ class Accounting:
     ) -> None:
         self.collect = COLLECTED
         self.usage = Usage()
-        self.turns = 0  # responses that were completed, whatever their status
+        self.turns = 0  # responses that were completed, whatever their status; each id once
         self.first_audio_s: float | None = None  # of the first turn that had audio
         self._clock = clock
         self._on_usage = on_usage
@@ -140,7 +141,10 @@ class Accounting:
         self._open_responses = 0
         # When the user stopped speaking; only set while the answer's first audio is awaited.
         self._speech_ended_at: float | None = None
+        # An answer from before the end of speech is still being sent: its audio is not the one that is awaited.
+        self._older_answer = False
         self._billed: dict[str, None] = {}
+        self._done_ids: dict[str, None] = {}
         # Since the last ``take_counts``. Two dicts of lists: one look-up and two additions a message.
         self._counts: dict[Side, dict[str, list[int]]] = {"client": {}, "upstream": {}}
 
@@ -170,10 +174,11 @@ class Accounting:
             entry[1] += size
         if side == "client":
             if name == "input_audio_buffer.commit":
-                self._speech_ended_at = self._clock()
+                self._speech_ended()
             return
         if self._speech_ended_at is not None and (name in _AUDIO_DELTAS or name == BINARY_TYPE):
-            self._first_audio()
+            if not self._older_answer:
+                self._first_audio()
         elif name in _HANDLERS:
             _HANDLERS[name](self, payload)
 
@@ -196,8 +201,9 @@ class Accounting:
             self.first_audio_s = seconds
         self._on_first_audio(seconds)
 
-    def _speech_stopped(self, payload: bytes | None) -> None:
+    def _speech_ended(self, payload: bytes | None = None) -> None:
         self._speech_ended_at = self._clock()
+        self._older_answer = self._open_responses > 0
 
     def _speech_started(self, payload: bytes | None) -> None:
         # The user speaks again before any answer: what is measured is the answer to what comes now.
@@ -205,12 +211,15 @@ class Accounting:
 
     def _response_created(self, payload: bytes | None) -> None:
         self._open_responses += 1
+        self._older_answer = False
 
     def _response_done(self, payload: bytes | None) -> None:
-        self.turns += 1
-        self._open_responses = max(0, self._open_responses - 1)
         event = _parse(payload)
         response = _object(event, "response")
+        if _remember(self._done_ids, _text(response, "id")):
+            self.turns += 1
+            self._open_responses = max(0, self._open_responses - 1)
+            self._older_answer = False
         # xAI puts it beside the response (PROTOCOL §4).
         usage = _object(response, "usage") or _object(event, "usage")
         if usage:
@@ -235,24 +244,31 @@ class Accounting:
 
     def _bill(self, billed_id: str, usage: Usage) -> None:
         """Add a bill unless its id was billed before; the first one counts."""
-        if billed_id:
-            if billed_id in self._billed:
-                return
-            self._billed[billed_id] = None
-            if len(self._billed) > _REMEMBERED_IDS:
-                self._billed.pop(next(iter(self._billed)))
-        self.usage = self.usage + usage
-        self._on_usage(usage)
+        if _remember(self._billed, billed_id):
+            self.usage = self.usage + usage
+            self._on_usage(usage)
 
 
 _HANDLERS: Final[dict[str, Callable[[Accounting, bytes | None], None]]] = {
-    "input_audio_buffer.speech_stopped": Accounting._speech_stopped,
+    "input_audio_buffer.speech_stopped": Accounting._speech_ended,
     "input_audio_buffer.speech_started": Accounting._speech_started,
     "response.created": Accounting._response_created,
     "response.done": Accounting._response_done,
     TRANSCRIPTION_COMPLETED: Accounting._transcribed,
     "error": Accounting._error,
 }
+
+
+def _remember(ids: dict[str, None], new: str) -> bool:
+    """Whether an id is met for the first time; an empty one always is."""
+    if not new:
+        return True
+    if new in ids:
+        return False
+    ids[new] = None
+    if len(ids) > _REMEMBERED_IDS:
+        ids.pop(next(iter(ids)))
+    return True
 
 
 def _parse(payload: bytes | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import math
 import resource
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import orjson
 from aiohttp import web
@@ -26,6 +26,7 @@ from router.config.settings import ListenSettings, Settings
 from router.engine import Engine, Request, new_session_id
 from router.errors import (
     AuthenticationFailed,
+    BadHandshake,
     PermissionDenied,
     RouterError,
     UnknownModel,
@@ -47,8 +48,8 @@ _REFUSAL_TIMEOUT_S: Final = 2.0
 _RESERVED_DESCRIPTORS: Final = 128
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-# Returns the body and content type of a metrics page.
-RenderMetrics = Callable[[], tuple[bytes, str]]
+# Given an ``Accept`` header, returns the body and content type of a metrics page.
+RenderMetrics = Callable[[str], tuple[bytes, str]]
 
 
 def error_body(error: RouterError) -> dict[str, Any]:
@@ -255,7 +256,7 @@ class Surface:
             self._require_master(request)
         elif self._server.keyless:
             handshake.check_keyless(request_head(request))
-        body, content_type = self._render_metrics()
+        body, content_type = self._render_metrics(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
     async def deployments(self, request: web.Request) -> web.StreamResponse:
@@ -345,6 +346,32 @@ async def in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
         return json_response(body, status=error.status, headers=headers)
 
 
+class _Http(web.RequestHandler):
+    """aiohttp's protocol, with the router's words where aiohttp answers by itself.
+
+    Its own answers name the program, and its texts about requests that are no legal HTTP quote them: an oversized header's quote may
+    be a key, which then stood in the log as well.
+    """
+
+    __slots__ = ()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Answer for a request that could not be read, or whose handler failed."""
+        error = RouterError()
+        if status == 400:
+            # Noise from the network, and nothing an operator could do about it.
+            error = BadHandshake("The request is not legal HTTP, or a part of it is too long.")
+        else:
+            self.log_exception("A request's handler failed", exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer is on its way already")
+        response = json_response(error_body(error), status=error.http_status, headers={"Server": SERVER_NAME})
+        response.force_close()
+        return response
+
+
 async def _name_server(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = SERVER_NAME
 
@@ -361,6 +388,7 @@ class Server:
         self._engine = engine
         self._surface = Surface(engine, render_metrics=render_metrics)
         self._runners: list[web.AppRunner] = []
+        self._listeners: list[asyncio.Server] = []
         self.addresses: list[tuple[str, int]] = []  # that are listened on, the clients' first
 
     async def start(self) -> None:
@@ -387,20 +415,33 @@ class Server:
             access_log=None,
             # A handler whose client has left is cancelled, and its dials with it.
             handler_cancellation=True,
-            # The only guard against a request head that never ends; aiohttp's default is an hour.
-            keepalive_timeout=self._engine.settings.server.handshake_timeout_s,
             shutdown_timeout=1.0,
         )
         await runner.setup()
         self._runners.append(runner)
-        site = web.TCPSite(runner, listen.host, listen.port, backlog=1024, reuse_address=True)
-        await site.start()
-        for host, port, *_ in runner.addresses:
+        loop = asyncio.get_running_loop()
+
+        def protocol() -> _Http:
+            assert runner.server is not None  # set by ``setup``
+            return _Http(
+                runner.server,
+                loop=loop,
+                access_log=cast(Any, None),
+                # The only guard against a request head that never ends; aiohttp's default is an hour.
+                keepalive_timeout=self._engine.settings.server.handshake_timeout_s,
+            )
+
+        listener = await loop.create_server(protocol, listen.host, listen.port, backlog=1024, reuse_address=True)
+        self._listeners.append(listener)
+        for sock in listener.sockets:
+            host, port, *_ = sock.getsockname()
             self.addresses.append((host, port))
 
     async def stop(self, *, code: int = 1001, timeout_s: float = 1.0) -> None:
         """Refuse new sessions, end the running ones with ``code``, stop listening."""
         await self._engine.end_all(code=code, reason="router shutting down", timeout_s=timeout_s)
+        for listener in self._listeners:
+            listener.close()
         for runner in self._runners:
             await runner.cleanup()
         await self._engine.close()

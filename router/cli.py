@@ -14,6 +14,7 @@ Exit codes: 0 done, 1 cannot (the address is taken), 2 wrong usage or configurat
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -35,13 +36,14 @@ def fail(message: str, *, code: int) -> NoReturn:
 def load_or_fail(path: str, *, host: str | None = None, port: int | None = None) -> Loaded:
     """Load a configuration, or say all that is wrong with it and exit with 2."""
     from router.config import load
+    from router.config.source import printable
     from router.errors import ConfigError
 
     try:
         return load(path, host=host, port=port)
     except ConfigError as error:
         problems = len(error.problems)
-        fail(f"{error}\n{problems} problem{'s' if problems != 1 else ''} in {path}", code=2)
+        fail(f"{error}\n{problems} problem{'s' if problems != 1 else ''} in {printable(path, 200)}", code=2)
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,6 +60,9 @@ def main(context: click.Context, config: str | None, host: str | None, port: int
         return
     if config is None:
         raise click.UsageError("--config FILE is missing. `realtime-router demo` runs without one.")
+    if hasattr(signal, "SIGHUP"):
+        # Never fatal, not while the modules are loaded either.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from router.serve import serve
 
     sys.exit(serve(load_or_fail(config, host=host, port=port)))
@@ -94,11 +99,14 @@ def key() -> None:
 @click.option("--name", default="my-app", show_default=True, help="Name of the key in logs and metrics.")
 def key_new(name: str) -> None:
     """Print a random key and the entry that admits it."""
+    import json
+
     from router.auth import new_key
 
     plain, hashed = new_key()
     click.echo(f"key (give it to the client; it is stored nowhere): {plain}\n")
-    click.echo(f"general_settings:\n  keys:\n    - name: {name}\n      sha256: {hashed}")
+    # Written as JSON, which is YAML: "true" and "a: b" are names as well.
+    click.echo(f"general_settings:\n  keys:\n    - name: {json.dumps(name)}\n      sha256: {hashed}")
 
 
 @main.command()

@@ -16,10 +16,11 @@ from router.errors import ConfigError
 from router.events import Observers
 from router.serve import run, serve_until_signal
 from router.simulator import Simulator
+from router.simulator.dialects import DialectName
 
 GROUP: Final = "voice"
 # (name, provider and model, dialect, path of the base, faults)
-_DEPLOYMENTS: Final = (
+_DEPLOYMENTS: Final[tuple[tuple[str, str, DialectName, str, tuple[str, ...]], ...]] = (
     ("steady", "openai/gpt-realtime", "openai", "/v1", ()),
     ("flaky", "openai/gpt-realtime", "openai", "/v1", ("status=503,every=3", "error_event=server_error,every=5")),
     ("grok", "xai/grok-voice-latest", "xai", "/v1", ()),
@@ -53,17 +54,14 @@ async def _demo(host: str, port: int) -> int:
         return await serve_until_signal(loaded.settings, Observers([logs.LogObserver()]), started=_invite)
 
 
-def _invite(url: str) -> None:
-    """Say what there is to try."""
+def _invite(url: str) -> str:
+    """What there is to try."""
     address = url.removeprefix("ws://").removesuffix("/v1/realtime")
-    print(
-        f"""
+    return f"""
 The router listens on {url}?model={GROUP}
 Behind it are three simulated deployments; "flaky" fails now and then. In another terminal, a few times:
 
     {sys.executable} -m router talk --url {url} --model {GROUP} "What is the capital of France?"
 
 Metrics: http://{address}/metrics    State: http://{address}/admin/deployments    End: Ctrl-C
-""",
-        flush=True,
-    )
+"""

@@ -245,13 +245,27 @@ class Engine:
     async def _open(self, request: Request, search: Search) -> Opened:
         self._pending += 1
         try:
-            return await self.routing.open(search)
+            opened = await self.routing.open(search)
+            if self.stopping:
+                # ``end_all`` did not see this session: one that began now would be cut without a word.
+                opened.upstream.close(1001)
+                opened.lease.release()
+                raise ShuttingDown(retry_after_s=1.0)
+            return opened
         except RouterError as error:
             self._record(request, search, None, None, who="router", cause=error.code, status=error.http_status)
             error.recorded = True
             raise
         except asyncio.CancelledError:
-            self._record(request, search, None, None, who="client", cause="lost", status=499)
+            # Whoever cancels: the server when its client has left, or the end of the process.
+            if self.stopping:
+                self._record(request, search, None, None, who="router", cause="shutdown", status=503)
+            else:
+                self._record(request, search, None, None, who="client", cause="lost", status=499)
+            raise
+        except BaseException:
+            # A fault of this program, or of a third party's strategy; what began is ended in the books all the same.
+            self._record(request, search, None, None, who="router", cause="internal_error", status=500)
             raise
         finally:
             self._pending -= 1
@@ -341,8 +355,7 @@ class Engine:
 
     def _task_failed(self, name: str, error: Exception) -> None:
         # A task that fails unexpectedly is a fault of this program.
-        facts = {"task": name, "error": f"{type(error).__name__}: {error}"}
-        self.tell(Notice(level="error", event="task failed", facts=facts))
+        self.tell(Notice(level="error", event="task failed", facts={"task": name, "error": error}))
 
 
 class _Books:

@@ -250,7 +250,7 @@ class HandshakeRejected(UpstreamError):
     """The upstream answered the upgrade with another HTTP status than 101, or with an illegal 101.
 
     Attributes:
-        status: HTTP status of the answer.
+        status: HTTP status of the answer; 0: there was none.
         error_code: ``error.code`` or ``error.type`` of a JSON body, where there was one.
         mentions: lower-case words of the body that could be names of parameters; empty when there was no readable body.
     """
@@ -264,7 +264,8 @@ class HandshakeRejected(UpstreamError):
         detail: str = "",
         mentions: frozenset[str] = frozenset(),
     ) -> None:
-        text = f"upgrade answered with HTTP {status}"
+        # 0: there was no legal answer at all; the detail says what there was.
+        text = f"upgrade answered with HTTP {status}" if status else "upgrade failed"
         if error_code:
             text += f" ({error_code})"
         if detail:

@@ -67,6 +67,6 @@ class LoopLag:
     def _fired(self) -> None:
         # uvloop counts a timer's delay from the beginning of the turn that set it, so it may fire a little early.
         self._observe(max(0.0, self._clock() - self._due))
-        # ``observe`` may have stopped it.
+        # Whoever was told may have stopped it.
         if self._timer is not None:
             self._set()

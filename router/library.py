@@ -19,19 +19,22 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from router.auth import Principal
 from router.config import load, load_text
+from router.config.report import quoted
 from router.config.settings import Settings
 from router.engine import Engine, Request, new_session_id
-from router.errors import UnknownModel
+from router.errors import ConfigError, Problem, UnknownModel
 from router.events import Observer, Observers
 from router.handshake import allowed_part
 from router.local import BINARY, TEXT, LocalTransport, SessionClosed
 from router.pool import Group
+from router.providers import PROVIDERS
 from router.providers.base import Forward
 from router.relay.leg import Leg
 from router.routing import Opened, Search
@@ -90,9 +93,10 @@ class RealtimeSession:
         """End the session and wait until it has ended. Closing twice is closing once."""
         self._transport.send_close(code, reason)
         await asyncio.wait([self._served])
-        owner, self._owner = self._owner, None
-        if owner is not None:
-            await owner.close()
+        # Kept until it is done: a ``close`` that was cancelled can be repeated.
+        if self._owner is not None:
+            await self._owner.close()
+            self._owner = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -111,6 +115,7 @@ class Router:
 
     def __init__(self, settings: Settings, *, observers: tuple[Observer, ...] = ()) -> None:
         self._engine = Engine(settings, tell=Observers(observers))
+        self._started = False  # what runs in the background needs the event loop, so the first session starts it
 
     @classmethod
     def from_config(cls, path: str | Path, *, observers: tuple[Observer, ...] = ()) -> Router:
@@ -133,8 +138,13 @@ class Router:
         Raises:
             UnknownModel: there is no such group.
             RateLimited, NoDeploymentAvailable, TimedOut: no deployment could be had.
+            ShuttingDown: the router was closed.
         """
         engine = self._engine
+        engine.check_room(_LOCAL)
+        if not self._started:
+            self._started = True
+            engine.start()
         group = engine.pool.find(model)
         if group is None:
             raise UnknownModel(f"No group goes by the name {model[:80]!r}.")
@@ -211,14 +221,33 @@ def _single(params: Mapping[str, str | float | int | None]) -> Settings:
     """Settings with one group of one deployment; checked like a file's."""
     import json
 
+    model = str(params["model"])
+    provider, slash, _ = model.partition("/")
+    # In a file such an entry is skipped, as LiteLLM's files have entries for all sorts of providers; here it is all there is.
+    if slash and provider not in PROVIDERS:
+        expected = f"provider/model with a provider of {', '.join(PROVIDERS)}"
+        raise _wrong(Problem(file="", line=None, path="model", found=quoted(model), expected=expected))
     document = {
         "model_list": [
             {
-                "model_name": params["model"],
+                "model_name": model,
                 "litellm_params": {name: value for name, value in params.items() if value is not None},
                 "model_info": {"mode": "realtime"},
             }
         ]
     }
     # JSON is YAML, so the one loader checks this as well.
-    return load_text(json.dumps(document), file="realtime()", environ=os.environ).settings
+    try:
+        return load_text(json.dumps(document), environ=os.environ).settings
+    except ConfigError as error:
+        raise _wrong(*error.problems) from None
+
+
+def _wrong(*problems: Problem) -> ConfigError:
+    """Problems of a file that the caller never saw, told as those of its arguments."""
+    return ConfigError(
+        [
+            replace(problem, file="realtime()", line=None, path=problem.path.removeprefix("model_list[0].litellm_params."))
+            for problem in problems
+        ]
+    )

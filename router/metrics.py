@@ -1,8 +1,8 @@
 """The observer that counts for Prometheus. ``docs/metrics.md`` lists what it exports, and a test compares the two.
 
 Labels come from bounded sets only: names of the configuration, or words of a fixed list with ``other`` for the rest. What a
-client or an upstream may choose (close codes, event types) is mapped before it becomes a label, for each distinct value would stay
-in memory, and in Prometheus, for ever.
+client or an upstream may choose (close codes, event types) is mapped before it becomes a label, for each distinct value would
+stay in memory, and in Prometheus, for ever.
 
 What changes with time alone (a breaker's state, an average that fades) is read when somebody scrapes, not told by events. The
 registry is handed in; nothing here touches the library's global one.
@@ -131,7 +131,7 @@ class Metrics:
         self._announced = {known for known in self._announced if known[0] != group}
 
     def config_loaded(self, generation: int, *, epoch_s: float) -> None:
-        """A configuration is in force.
+        """A configuration is in force from now on.
 
         Args:
             generation: its number, from 1.

@@ -156,7 +156,7 @@ class Deployment:
     def ready(self, lease: Lease, seconds: float) -> None:
         """The attempt's upstream sent its first good event after ``seconds``."""
         self._ready.observe(seconds)
-        self.cool_down.clear()
+        # A cool-down stays: nobody dials while it runs, so this dial began before the provider asked to be left alone.
         ticket = self.breaker.ready(lease.ticket)
         if ticket is not None:
             lease.ticket = ticket
@@ -236,6 +236,7 @@ class Pool:
             name: self._group(group, clock=clock, rng=rng, tell=tell) for name, group in settings.groups.items()
         }
         self._aliases = settings.aliases
+        self._hidden_aliases = settings.hidden_aliases
 
     def _group(self, settings: GroupSettings, *, clock: Callable[[], float], rng: random.Random, tell: Observers) -> Group:
         deployments = tuple(Deployment(item, settings, clock=clock, rng=rng, tell=tell) for item in settings.deployments)
@@ -250,8 +251,8 @@ class Pool:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Public names and aliases, sorted."""
-        return tuple(sorted({*self.groups, *self._aliases}))
+        """Public names and aliases, sorted; hidden aliases work and are not listed."""
+        return tuple(sorted({*self.groups, *self._aliases} - self._hidden_aliases))
 
     @property
     def deployments(self) -> Iterator[Deployment]:

@@ -102,8 +102,13 @@ def _rejected(error: HandshakeRejected, kind_of: Callable[..., ErrorKind], forwa
         return _by_kind(ErrorKind.AUTHENTICATION, Outcome.REFUSED, error.retry_after_s)
     if kind is ErrorKind.RATE_LIMITED or error.status == 429:
         return _by_kind(ErrorKind.RATE_LIMITED, Outcome.REFUSED, error.retry_after_s)
-    if error.status == 400 and forwarded and (not error.mentions or error.mentions & {name.lower() for name in forwarded}):
-        return Verdict(outcome=Outcome.CLIENT_REQUEST, blames=False, transient=False)
+    if error.status == 400 and forwarded:
+        if error.mentions & {name.lower() for name in forwarded}:
+            return Verdict(outcome=Outcome.CLIENT_REQUEST, blames=False, transient=False)
+        if not error.mentions:
+            # It does not say what is wrong. Taken for the client's doing, one broken gateway would end every session that
+            # forwards anything; blamed, a client could eject a deployment for everyone. So it just moves on.
+            return Verdict(outcome=Outcome.REFUSED, blames=False, transient=False)
     return Verdict(outcome=Outcome.REFUSED, blames=True, transient=True, retry_after_s=error.retry_after_s)
 
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from prometheus_client import CollectorRegistry
 
 from router import logs
+from router.accounting import KNOWN_TYPES
 from router.app import Server
 from router.config import Loaded
 from router.config.settings import Settings
 from router.engine import Engine
 from router.events import Notice, Observers
-from router.metrics import LoopLag, Metrics
+from router.lag import LoopLag
+from router.metrics import Metrics
 
 # How long running sessions get to answer the CLOSE when the process ends.
 STOP_TIMEOUT_S: Final = 1.0
@@ -40,22 +44,27 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
 def serve(loaded: Loaded) -> int:
     """Serve until a signal ends it. Returns the exit code."""
     server = loaded.settings.server
+    logs.register_secrets(logs.secrets_of(loaded.settings))
     logs.configure(server.log_format, server.log_level)
-    tell = Observers([logs.LogObserver()])
+    observer = logs.LogObserver()
+    tell = Observers([observer])
     for warning in loaded.warnings:
         tell(Notice(level="warning", event="configuration", facts={"warning": str(warning)}))
-    return run(lambda: serve_until_signal(loaded.settings, tell))
+    code = run(lambda: serve_until_signal(loaded.settings, tell))
+    observer.flush()
+    _drop_unread(sys.stderr)
+    return code
 
 
 async def serve_until_signal(
-    settings: Settings, tell: Observers, *, started: Callable[[str], None] | None = None
+    settings: Settings, tell: Observers, *, started: Callable[[str], str] | None = None
 ) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code.
 
     Args:
         settings: the generation.
         tell: observers; metrics are added.
-        started: told the URL once connections are accepted, instead of printing it.
+        started: URL → what to print once connections are accepted, instead of one line.
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -67,16 +76,15 @@ async def serve_until_signal(
     loop.set_exception_handler(lambda _, context: _loop_error(tell, context))
 
     registry = CollectorRegistry()
-    metrics = Metrics(registry)
+    metrics = Metrics(registry, known_types=KNOWN_TYPES)
     tell.add(metrics)
     engine = Engine(settings, tell=tell)
     metrics.watch(lambda: engine.pool.deployments)
-    metrics.generation(engine.generation)
+    metrics.config_loaded(engine.generation, epoch_s=time.time())
     server = Server(engine, render_metrics=metrics.render)
-    async with AsyncExitStack() as cleanup:
-        lag = LoopLag(metrics)
-        lag.start()
-        cleanup.push_async_callback(lag.stop)
+    lag = LoopLag(metrics.loop_lag)
+    lag.start()
+    try:
         try:
             await server.start()
         except OSError as error:
@@ -88,16 +96,33 @@ async def serve_until_signal(
         gc.collect()
         gc.freeze()
         url = url_of(server.addresses[0])
-        if started is None:
-            print(f"realtime-router listening on {url}", flush=True)
-        else:
-            started(url)
+        say(f"realtime-router listening on {url}" if started is None else started(url))
         tell(Notice(level="info", event="listening", facts={"url": url, "groups": len(settings.groups)}))
         await stop.wait()
         tell(Notice(level="info", event="stopping", facts={"sessions": engine.sessions}))
         await server.stop(timeout_s=STOP_TIMEOUT_S)
         tell(Notice(level="info", event="stopped"))
+    finally:
+        lag.stop()
     return 0
+
+
+def say(text: str) -> None:
+    """Print on standard output; whoever reads it may be gone, and that is no reason to end."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
+    _drop_unread(sys.stdout)
+
+
+def _drop_unread(stream: TextIO | None) -> None:
+    """Lose what nobody will read: it would fail once more when the interpreter ends, and turn the exit code into 120."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def url_of(address: tuple[str, int]) -> str:
@@ -111,6 +136,6 @@ def _hangup(tell: Observers) -> None:
 
 
 def _loop_error(tell: Observers, context: dict[str, Any]) -> None:
+    facts = {"message": str(context.get("message", ""))}
     error = context.get("exception")
-    facts = {"message": str(context.get("message", "")), "error": "" if error is None else f"{type(error).__name__}: {error}"}
-    tell(Notice(level="error", event="event loop", facts=facts))
+    tell(Notice(level="error", event="event loop", facts=facts if error is None else {**facts, "error": error}))

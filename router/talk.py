@@ -66,6 +66,7 @@ async def _turn(socket: aiohttp.ClientWebSocketResponse, text: str) -> int:
     asked = time.monotonic()
     sent = False
     audio_bytes = 0
+    first_audio = ""
     spoken = False
     async for message in socket:
         if message.type is not aiohttp.WSMsgType.TEXT:
@@ -77,8 +78,7 @@ async def _turn(socket: aiohttp.ClientWebSocketResponse, text: str) -> int:
             asked = time.monotonic()
             await _ask(socket, text)
         elif kind in ("response.output_audio.delta", "response.audio.delta"):
-            if not audio_bytes:
-                print(f"first audio after {_ms(asked)}")
+            first_audio = first_audio or f", first audio after {_ms(asked)}"
             audio_bytes += len(base64.b64decode(event.get("delta", "")))
         elif kind in ("response.output_audio_transcript.delta", "response.audio_transcript.delta", "response.output_text.delta"):
             spoken = True
@@ -86,18 +86,17 @@ async def _turn(socket: aiohttp.ClientWebSocketResponse, text: str) -> int:
         elif kind == "error":
             print(f"error event: {event.get('error')}", file=sys.stderr)
         elif kind == "response.done":
-            return _done(event.get("response") or {}, audio_bytes, asked, spoken)
+            print("\n" if spoken else "", end="")
+            return _done(event.get("response") or {}, audio_bytes, f"{_ms(asked)}{first_audio}")
     print(f"closed with {socket.close_code} before the answer was complete", file=sys.stderr)
     return 1
 
 
-def _done(response: dict[str, Any], audio_bytes: int, asked: float, spoken: bool) -> int:
+def _done(response: dict[str, Any], audio_bytes: int, times: str) -> int:
     usage = response.get("usage") or {}
     # 24 kHz, 16 bits: 48,000 bytes a second.
-    print(
-        f"{chr(10) if spoken else ''}{response.get('status')} after {_ms(asked)}: {audio_bytes / 48000:.1f} s of audio, "
-        f"{usage.get('total_tokens', 0)} tokens"
-    )
+    seconds = audio_bytes / 48_000
+    print(f"{response.get('status')} after {times}; {seconds:.1f} s of audio, {usage.get('total_tokens', 0)} tokens")
     return 0 if response.get("status") == "completed" else 1
 
 

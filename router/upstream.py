@@ -99,6 +99,7 @@ class Upstream:
             leg.release()
             return
         # Its answer is not of interest, but a reset while our CLOSE is on its way could take that back.
+        leg.receiver = _Parting(leg)
         leg.resume_reading()
         asyncio.get_running_loop().call_later(1.0, leg.release)
 
@@ -113,6 +114,8 @@ class Upstream:
         try:
             out = self.scanner.feed(data)
         except FrameError as error:
+            # What stood before the breach may have been the good event.
+            self.backlog.extend(frames.legal_output(error))
             self._fail(ProtocolViolation(error.detail))
             self.leg.abort()
             return
@@ -192,6 +195,23 @@ class Upstream:
             self._first_event.set_exception(error)
             # Whether somebody still waits is not known here; Python must not complain if nobody does.
             self._first_event.exception()
+
+
+class _Parting:
+    """Receiver of a leg that was told CLOSE: whoever waits for the connection's end need not wait for the time limit."""
+
+    def __init__(self, leg: Leg) -> None:
+        self._leg = leg
+
+    def data(self, data: bytes) -> None:
+        """Of no interest any more."""
+
+    def lost(self, exc: BaseException | None) -> None:
+        """The upstream has ended the connection."""
+        self._leg.release()
+
+    def writing(self, *, paused: bool) -> None:
+        """Nothing is written any more."""
 
 
 def _word(value: object) -> str:
@@ -370,7 +390,8 @@ def _translate(error: aiohttp.ClientError, progress: _Progress) -> Exception:
     if isinstance(error, aiohttp.ClientConnectorError):
         return ConnectFailed(_short(error.os_error) or type(error.os_error).__name__)
     if isinstance(error, aiohttp.ClientResponseError):
-        return HandshakeRejected(error.status or 0, detail="answer is not legal HTTP")
+        # ``error.status`` is aiohttp's own 400 then, which no upstream sent.
+        return HandshakeRejected(0, detail="answer is not legal HTTP")
     if isinstance(error, aiohttp.ServerDisconnectedError) or progress.phase == "upgrade":
         return HandshakeRejected(0, detail="connection closed without an answer")
     return ConnectFailed(f"{type(error).__name__}: {_short(error)}")

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 # Beyond this a number from outside is not a count of tokens.
 _MOST: Final = 10**12
+_MOST_SECONDS: Final = 10**6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,19 +58,30 @@ def _count(value: object) -> int:
     return int(value) if 0 < value <= _MOST else 0
 
 
+def _seconds(value: object) -> float:
+    """A duration from outside; what is none, or longer than any session, counts as 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0.0
+    return float(value) if 0 < value <= _MOST_SECONDS else 0.0
+
+
 def _part(value: object, key: str) -> Mapping[str, Any]:
     part = value.get(key) if isinstance(value, Mapping) else None
     return part if isinstance(part, Mapping) else {}
 
 
 def response_usage(usage: Mapping[str, Any]) -> Usage:
-    """Read ``response.done``'s ``usage`` (PROTOCOL §3). Missing and hostile values count as 0."""
+    """Read ``response.done``'s ``usage`` (PROTOCOL §3). Missing and hostile values count as 0.
+
+    A provider that gives no total gets the sum of its inputs and outputs, for limits are counted by the total.
+    """
     inputs, outputs = _part(usage, "input_token_details"), _part(usage, "output_token_details")
     cached = _part(inputs, "cached_tokens_details")
+    spent, made = _count(usage.get("input_tokens")), _count(usage.get("output_tokens"))
     return Usage(
-        total=_count(usage.get("total_tokens")),
-        input=_count(usage.get("input_tokens")),
-        output=_count(usage.get("output_tokens")),
+        total=_count(usage.get("total_tokens")) or spent + made,
+        input=spent,
+        output=made,
         input_text=_count(inputs.get("text_tokens")),
         input_audio=_count(inputs.get("audio_tokens")),
         input_image=_count(inputs.get("image_tokens")),
@@ -83,16 +95,18 @@ def response_usage(usage: Mapping[str, Any]) -> Usage:
 
 
 def transcription_usage(usage: Mapping[str, Any]) -> Usage:
-    """Read the ``usage`` of a completed transcription: tokens, or a duration in seconds (PROTOCOL §3)."""
-    if usage.get("type") == "duration":
-        seconds = usage.get("seconds")
-        valid = isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= 1e6
-        return Usage(transcription_seconds=float(seconds) if valid and seconds is not None else 0.0)
+    """Read the ``usage`` of a completed transcription: tokens, or a duration in seconds (PROTOCOL §3).
+
+    Which of the two it is says ``type``; where that is missing, what is there says it.
+    """
+    if usage.get("type", "duration" if "seconds" in usage else "tokens") == "duration":
+        return Usage(transcription_seconds=_seconds(usage.get("seconds")))
     inputs = _part(usage, "input_token_details")
+    spent, made = _count(usage.get("input_tokens")), _count(usage.get("output_tokens"))
     return Usage(
-        total=_count(usage.get("total_tokens")),
-        transcription_input=_count(usage.get("input_tokens")),
+        total=_count(usage.get("total_tokens")) or spent + made,
+        transcription_input=spent,
         transcription_input_text=_count(inputs.get("text_tokens")),
         transcription_input_audio=_count(inputs.get("audio_tokens")),
-        transcription_output=_count(usage.get("output_tokens")),
+        transcription_output=made,
     )

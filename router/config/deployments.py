@@ -160,7 +160,7 @@ def build(entry: Served, *, position: int, layers: tuple[GroupKeys, ...], reques
         project=params.project,
         azure_ad_token=_secret(params.azure_ad_token),
         azure_ad_token_file=params.azure_ad_token_file,
-        azure_ad_token_command=tuple(part for part in params.azure_ad_token_command or () if part is not None),
+        azure_ad_token_command=tuple(params.azure_ad_token_command or ()),
         extra_headers=_secrets(params.extra_headers),
         extra_query=_secrets(params.extra_query),
         weight=_default("weight", params.weight),
@@ -367,7 +367,7 @@ class _Reader:
         checked, faults = validate(kind, data, path, ignore=[fault.path for fault in unset])
         problems.extend([*unset, *(fault for fault in faults if fault.supplied)])
         tell(self.report, [fault for fault in faults if not fault.supplied])
-        if checked is None:
+        if checked is None or unset:
             checked, data = salvage(kind, data, [*unset, *faults], path)
         return checked, data
 

@@ -122,7 +122,7 @@ def _without(problem: Problem, values: Sequence[str]) -> Problem:
     """The second line of defence: a key may have been given where a name belongs, and names are shown."""
     for value in values:
         # A value that is cut or escaped in the message is looked for in the same form.
-        for form in {value, printable(value), printable(value, _QUOTED_CHARS)}:
+        for form in sorted({value, printable(value), printable(value, _QUOTED_CHARS)}, key=len, reverse=True):
             if any(form in text for text in (problem.path, problem.found, problem.expected, problem.hint)):
                 path, found, expected, hint = (
                     text.replace(form, "***") for text in (problem.path, problem.found, problem.expected, problem.hint)

@@ -170,7 +170,8 @@ def check_section(
     assert isinstance(data, dict)  # a mapping stays one; for the type checker
     checked, faults = validate(model, data, path, ignore=[fault.path for fault in unset])
     tell(report, [*unset, *faults])
-    return checked if checked is not None else salvage(model, data, [*unset, *faults], path)[0]
+    # An unset variable left a hole that may be legal in itself.
+    return checked if checked is not None and not unset else salvage(model, data, [*unset, *faults], path)[0]
 
 
 def tell(report: Report, faults: Iterable[Fault]) -> None:

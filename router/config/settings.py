@@ -111,7 +111,7 @@ class RelaySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerSettings:
-    """When a deployment is ejected and for how long (DESIGN §3.5, issue "router" part 5)."""
+    """When a deployment is ejected and for how long."""
 
     allowed_fails: int = 3  # consecutive failures that eject
     cooldown_s: float = 30.0  # ejection lasts this times the number of ejections in a row ...
@@ -192,7 +192,7 @@ class ServerSettings:
 
     @property
     def keyless(self) -> bool:
-        """No key is configured, so only this host may connect (DESIGN §10)."""
+        """No key is configured, so only this host may connect."""
         return self.master_key is None and not self.keys
 
 

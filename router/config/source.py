@@ -26,6 +26,7 @@ MAX_DEPTH = 64
 MAX_NODES = 200_000
 # Longer digits are a mistake, and ``int`` refuses more than 4300 of them with an exception of its own.
 _MAX_NUMBER_CHARS = 400
+_SEXAGESIMAL = r"[-+]?[0-9_]+(:[0-9_.]+)+"
 _TAG = "tag:yaml.org,2002:"
 _MERGE = _TAG + "merge"
 
@@ -275,8 +276,8 @@ class _Builder:
             return _Scalar(None, _TAG + "null", line)
         try:
             return _Scalar(convert(event.value), tag, line)
-        except (ValueError, OverflowError):
-            self._problem(line, f"a malformed number of {len(event.value)} characters", "a number of ordinary size")
+        except (ValueError, LookupError, OverflowError):
+            self._problem(line, f"a malformed value of {len(event.value)} characters", "a number or boolean of ordinary size")
             return _Scalar(None, _TAG + "null", line)
 
     def _alias(self, event: yaml.AliasEvent, line: int) -> _Node:
@@ -317,7 +318,7 @@ def _boolean(text: str) -> bool:
 
 
 def _integer(text: str) -> int | str:
-    if ":" in text:
+    if re.fullmatch(_SEXAGESIMAL, text):
         return text  # YAML 1.1 would read 1:30 as 90
     if len(text) > _MAX_NUMBER_CHARS:
         raise ValueError("too long")
@@ -329,7 +330,7 @@ def _integer(text: str) -> int | str:
 
 
 def _float(text: str) -> float | str:
-    if ":" in text:
+    if re.fullmatch(_SEXAGESIMAL, text):
         return text
     digits = text.replace("_", "").lower()
     named = {".inf": "inf", ".nan": "nan"}.get(digits.removeprefix("+").removeprefix("-"))

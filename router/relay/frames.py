@@ -35,6 +35,8 @@ PEEK_BYTES: Final = 160
 # A copy of a message is given up beyond this, for the memory of one session is bounded whatever its peers send.
 COLLECT_LIMIT_BYTES: Final = 4 * 1024 * 1024
 HOLD_LIMIT_BYTES: Final = 512 * 1024
+# The same for the bytes as they came: fragments without payload, or with hardly any, are heads above all.
+_HOLD_RAW_LIMIT_BYTES: Final = 2 * HOLD_LIMIT_BYTES
 _TAIL_BYTES: Final = 128
 
 # RFC 6455 §7.4.1 and the IANA registry (1012–1014). 1004–1006 and 1015 never travel.
@@ -212,7 +214,8 @@ class FrameScanner:
         self._event_type: str | None = None
         self._disposition = PASS
         self._undecided = False  # not enough of the message seen to name its type; its bytes are held meanwhile
-        self._held: list[bytes] | None = None  # raw bytes that wait; ``None`` when nothing is held back
+        # Raw bytes that wait; ``None`` when nothing is held back. One buffer: a list of tiny pieces would cost a multiple.
+        self._held: bytearray | None = None
         self._collected: bytearray | None = None  # unmasked payload, ``None`` when nobody asked for it
         self._overflow = False  # the copy was given up; ``_collected`` holds only the tail
         self._passed = False  # some byte of the current message has gone out
@@ -238,7 +241,7 @@ class FrameScanner:
     @property
     def held_bytes(self) -> int:
         """Memory spent on bytes that wait."""
-        held = sum(map(len, self._held)) if self._held is not None else 0
+        held = len(self._held) if self._held is not None else 0
         return held + len(self._partial) + (len(self._collected) if self._collected is not None else 0)
 
     @property
@@ -327,7 +330,7 @@ class FrameScanner:
                 self._left -= end - position
                 self._offset += end - position
                 if self._held is not None:
-                    self._held.append(data[position:end])
+                    self._held += data[position:end]
                     start = end
                 position = end
                 if self._left:
@@ -455,7 +458,9 @@ class FrameScanner:
             self._size += length
             if self._held is not None:
                 self._emit(data, start, at, out)
-                self._held.append(data[at:payload_at])
+                self._held += data[at:payload_at]
+                if len(self._held) > _HOLD_RAW_LIMIT_BYTES:
+                    self._give_up_holding(payload_at, out)
                 return payload_at
             return start
 
@@ -477,18 +482,26 @@ class FrameScanner:
         else:
             self._undecided = True
             self._collected = bytearray()
-            self._held = []
+            self._held = bytearray()
         if not self._undecided:
             if self._disposition is not PASS:
                 self._collected = bytearray()
             if self._disposition is HOLD:
-                self._held = []
+                self._held = bytearray()
         if self._held is None:
             self._passed = True
             return start
         self._emit(data, start, at, out)
-        self._held.append(data[at:payload_at])
+        self._held += data[at:payload_at]
         return payload_at
+
+    def _give_up_holding(self, at: int, out: list[bytes]) -> None:
+        """Endless fragments must not be held for ever, though their payload stays small: let them go unchanged."""
+        if self._undecided:
+            self._decide(at, at, out)
+        if self._held is not None:
+            self._overflow = True
+            self._release(at, at, out)
 
     def _collect(self, data: bytes, start: int, end: int) -> None:
         """Copy payload bytes for the sink, unmasked, as long as the copy stays below its limit."""
@@ -518,7 +531,8 @@ class FrameScanner:
         """Let held bytes go; the outgoing run goes on at ``at``."""
         if self._held is None:
             return start
-        out.extend(self._held)
+        if self._held:
+            out.append(bytes(self._held))
         self._held = None
         self._passed = True
         return at

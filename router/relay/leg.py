@@ -45,6 +45,7 @@ class Leg(asyncio.Protocol):
         "_receiver",
         "_released",
         "bytes_in",
+        "bytes_out",
         "lost",
         "lost_by",
         "masks",
@@ -59,6 +60,7 @@ class Leg(asyncio.Protocol):
         self.transport = transport
         self.masks = masks
         self.bytes_in = 0
+        self.bytes_out = 0  # handed to the transport, which may still hold some of them
         self.lost = False
         self.lost_by: BaseException | None = None  # only set once ``lost``; ``None`` then means an orderly end of the stream
         self.reading_paused = False
@@ -86,6 +88,7 @@ class Leg(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Queue bytes; they are dropped when the connection is gone."""
         if not self.lost and not self.transport.is_closing():
+            self.bytes_out += len(data)
             self.transport.write(data)
 
     def pause_reading(self) -> None:

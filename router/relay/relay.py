@@ -181,6 +181,8 @@ class Relay:
         self._ended_at = 0.0
         # The code of a CLOSE of the router's own, by leg; ``None`` while there was none.
         self._sent: dict[Side, int | None] = {"client": None, "upstream": None}
+        # The code of the first CLOSE on a leg, whoever sent it; the answer to it may name another one.
+        self._first_code: dict[Side, int] = {}
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._timer: asyncio.TimerHandle | None = None  # only set while an end is under way
         now = self._started
@@ -211,8 +213,8 @@ class Relay:
             who=who,
             cause=cause,
             phase=phase,
-            client_code=self._code(self._up),
-            upstream_code=self._code(self._down),
+            client_code=self._first_code.get("client", 1006),
+            upstream_code=self._first_code.get("upstream", 1006),
             upstream_reason=self._down.close[1] if self._down.close is not None else "",
             client_bytes=self._client.bytes_in,
             upstream_bytes=self._upstream.bytes_in,
@@ -261,15 +263,6 @@ class Relay:
 
     # --- ending -------------------------------------------------------------------------------------
 
-    def _code(self, direction: _Direction) -> int:
-        """The close code of a direction's source leg."""
-        if direction.close is not None:
-            return direction.close[0]
-        sent = self._sent[direction.side]
-        if sent is None and direction.peer.close is not None:
-            sent = direction.peer.close[0]
-        return 1006 if sent is None else sent
-
     def _begin_end(self, who: Who, cause: Cause) -> None:
         if self._ended is not None:
             return
@@ -279,6 +272,12 @@ class Relay:
 
     def close_received(self, direction: _Direction) -> None:
         """A CLOSE came from a direction's source; the scanner is about to pass it on."""
+        assert direction.close is not None
+        code, other = direction.close[0], direction.peer.side
+        self._first_code.setdefault(direction.side, code)
+        # One of the router's own that still waits for its place is overtaken.
+        if direction.scanner.final_waits or (other not in self._first_code and not direction.target.lost):
+            self._first_code[other] = code
         self._begin_end(direction.side, "close")
 
     def closes_progressed(self) -> None:
@@ -298,6 +297,8 @@ class Relay:
             if not self._done.done():
                 self._done.set_result(None)
             return
+        # Its answer and its end are of interest; whatever else it says is dropped from now on and cannot flood anybody.
+        other.resume_reading()
         if direction.close is not None and direction.peer.close is not None:
             other.close()
             return
@@ -333,6 +334,7 @@ class Relay:
         blob = close if event is None else target.frame(TEXT, event) + close
         ready = direction.scanner.finish(blob, after_message=event is not None)
         if ready:
+            self._first_code.setdefault(target_side, code)
             target.write(ready)
             # See the answer and the end of the connection, unless that could flood a reader that takes nothing.
             if not direction.source.writing_paused:
@@ -342,11 +344,15 @@ class Relay:
             self._sent[target_side] = None
             target.close()
         elif direction.scanner.final_waits:
+            self._first_code.setdefault(target_side, code)
             asyncio.get_running_loop().call_later(BOUNDARY_TIMEOUT_S, self._force_boundary, direction)
 
     def _force_boundary(self, direction: _Direction) -> None:
         if direction.scanner.final_waits:
-            self._sent[direction.peer.side] = None
+            side = direction.peer.side
+            if direction.close is None and direction.peer.close is None:
+                self._first_code.pop(side, None)
+            self._sent[side] = None
             direction.target.abort()
 
     def _cut(self) -> None:
@@ -407,12 +413,12 @@ class Relay:
 class _Watch:
     """When a leg was last heard, and when it last took something."""
 
-    __slots__ = ("_buffered", "_bytes", "_leg", "heard_at", "moved_at")
+    __slots__ = ("_bytes", "_leg", "_taken", "heard_at", "moved_at")
 
     def __init__(self, leg: Leg, now: float) -> None:
         self._leg = leg
         self._bytes = -1
-        self._buffered = 0
+        self._taken = -1
         self.heard_at = now
         self.moved_at = now
 
@@ -423,7 +429,11 @@ class _Watch:
         if leg.bytes_in != self._bytes or leg.reading_paused:
             self._bytes = leg.bytes_in
             self.heard_at = now
-        buffered = leg.transport.get_write_buffer_size() if leg.writing_paused else 0
-        if not leg.writing_paused or buffered < self._buffered:
+        if not leg.writing_paused:
             self.moved_at = now
-        self._buffered = buffered
+            return
+        # The buffer's size alone does not tell: between two looks it may have been emptied and filled again.
+        taken = leg.bytes_out - leg.transport.get_write_buffer_size()
+        if taken != self._taken:
+            self._taken = taken
+            self.moved_at = now

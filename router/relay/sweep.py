@@ -17,7 +17,7 @@ class Swept(Protocol):
     """Something with a clock to look at."""
 
     def tick(self, now: float) -> None:
-        """Look at the clock; ``now`` is monotonic seconds. Must not raise."""
+        """Look at the clock; ``now`` is monotonic seconds. What it raises is reported and hurts no other member."""
 
 
 class Sweep:
@@ -57,7 +57,11 @@ class Sweep:
         now = self._clock()
         # A tick may end a session, which leaves the set.
         for member in list(self._members):
-            member.tick(now)
+            try:
+                member.tick(now)
+            except Exception as error:  # one session's fault must not stop the clock of all others
+                context = {"message": "a session's clock failed", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(context)
         if self._members:
             self._schedule()
         else:

@@ -20,7 +20,7 @@ combination. The option marked * is the one that a bare ``verb=value`` sets.
 | verb | what a client sees | options |
 |---|---|---|
 | ``refuse`` | ECONNREFUSED until ``for_s`` or cleared; or a RST right after accept | ``for_s``* (s), ``reset`` |
-| ``status`` | another HTTP status than 101; ``code`` gives it a JSON body | ``status``*, ``retry_after``, ``location``, ``code`` |
+| ``status`` | another HTTP status; ``code`` gives it a JSON body | ``status``*, ``retry_after``, ``location``, ``code`` |
 | ``hang_before_101`` | a connection, and no answer, for good or for a while | ``for_s``* (s) |
 | ``hang_after_101`` | a 101 and silence; what is sent is read and dropped, pings answered | |
 | ``slow_first_event`` | a 101, and the first event late | ``seconds``* (s) |

@@ -120,14 +120,14 @@ class Speech:
         audio_format: how.
         sound: all of it.
         pieces: base64 of it, cut every ``PIECE_MS``; all but the last are whole.
-        words: transcript deltas, and the piece before which each is due.
+        words: for each piece the transcript deltas that are due before it.
     """
 
     text: str
     audio_format: AudioFormat
     sound: bytes
     pieces: tuple[bytes, ...]
-    words: tuple[tuple[int, str], ...]
+    words: tuple[tuple[str, ...], ...]
 
     @property
     def duration_ms(self) -> int:
@@ -198,13 +198,15 @@ class AudioBank:
         sound = b"".join(bursts)
         size = round(PIECE_MS * audio_format.bytes_per_ms)
         pieces = tuple(binascii.b2a_base64(sound[at : at + size], newline=False) for at in range(0, len(sound), size))
-        last = max(len(pieces) - 1, 0)
+        due: list[list[str]] = [[] for _ in pieces]
+        for piece, word in words:
+            due[min(piece, len(pieces) - 1)].append(word)
         return Speech(
             text=text,
             audio_format=audio_format,
             sound=sound,
             pieces=pieces,
-            words=tuple((min(piece, last), word) for piece, word in words),
+            words=tuple(map(tuple, due)),
         )
 
     def _burst(self, pitch: int, length_ms: int, audio_format: AudioFormat) -> bytes:

@@ -99,7 +99,8 @@ class Connection:
 
     def send_message(self, kind: str, payload: bytes, opcode: int) -> None:
         """Send one message, unless a fault strikes before it; one may strike after it."""
-        if self._mute:
+        # The loop notices a lost connection a moment before it says so; writing in between would only be logged.
+        if self._mute or self._transport.is_closing():
             return
         if self._deltas_left is not None and self._strikes_at(kind):
             self._strike()
@@ -193,7 +194,8 @@ class Connection:
                     take(message.type, data)
                 self._stats.changed()
             elif message.type is WSMsgType.PING:
-                self._transport.write(frame(cast(bytes, message.data), PONG))
+                if not self._mute:
+                    self._transport.write(frame(cast(bytes, message.data), PONG))
             elif message.type is not WSMsgType.PONG:
                 self._note_end(message.type, message.data)
                 return
@@ -209,6 +211,10 @@ class Connection:
         if tasks:
             await asyncio.wait(tasks)
         self._transport.close()
+        if not self._lost.done():
+            # A peer that reads nothing would keep the connection for ever.
+            cut = self._loop.call_later(CLOSE_WAIT_S, self._transport.abort)
+            self._lost.add_done_callback(lambda _: cut.cancel())
 
     async def _drained(self) -> None:
         # Raises ConnectionError when the connection is gone; then the next read tells how it ended.

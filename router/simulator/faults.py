@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal, Union, cast, get_args, get_origin, get_type_hints
 
+from router.simulator.wire import UNSENDABLE
+
 GarbageKind = Literal["frame", "json", "http"]
 
 
@@ -348,9 +350,13 @@ def _fits(value: object, kinds: tuple[type, ...]) -> bool:
     return isinstance(value, kinds)
 
 
+# What may stand in a close frame (RFC 6455 §7.4 and the IANA registry); a close without one is ``drop_mid_turn``.
+_CLOSE_CODES = frozenset(range(1000, 1015)) - UNSENDABLE
+
+
 def _check_range(place: str, value: float, option: Field[Any]) -> None:
-    if option.metadata.get("close") and not (1000 <= value <= 1014 or 3000 <= value <= 4999):
-        raise FaultError(f"{place}: found {value}, expected a close code: 1000 to 1014 or 3000 to 4999")
+    if option.metadata.get("close") and not (value in _CLOSE_CODES or 3000 <= value <= 4999):
+        raise FaultError(f"{place}: found {value}, expected a close code: 1000 to 1004, 1007 to 1014 or 3000 to 4999")
     low = option.metadata.get("low")
     high = option.metadata.get("high")
     # Written so that NaN, which compares false with everything, is refused.

@@ -6,7 +6,7 @@ It needs a plugin that runs asynchronous fixtures and tests, such as pytest-asyn
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -22,11 +22,12 @@ class SimulatorFactory(Protocol):
         """Return a running simulator; ``options`` are those of ``Simulator``, the pace is ``fast`` unless given."""
 
 
-@pytest.fixture
-async def simulator() -> AsyncIterator[SimulatorFactory]:
-    """``sim = await simulator(dialect="openai", …)``: as many as wanted, all stopped at the end of the test.
+@asynccontextmanager
+async def simulators() -> AsyncIterator[SimulatorFactory]:
+    """The fixture without pytest: all simulators that the factory started end with the block.
 
-    A simulator that failed inside (``stats.failures``) fails the test.
+    Raises:
+        AssertionError: at the end, when one failed inside (``stats.failures``).
     """
     # Imported here: every test session loads this plugin, few of their tests need a web server.
     from router.simulator.server import Simulator
@@ -41,4 +42,15 @@ async def simulator() -> AsyncIterator[SimulatorFactory]:
 
         yield start
     failures = [failure for sim in started for failure in sim.stats.failures]
-    assert not failures, f"a simulator failed inside: {failures}"
+    if failures:
+        raise AssertionError(f"a simulator failed inside: {failures}")
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[SimulatorFactory]:
+    """``sim = await simulator(dialect="openai", …)``: as many as wanted, all stopped at the end of the test.
+
+    A simulator that failed inside fails the test.
+    """
+    async with simulators() as start:
+        yield start

@@ -178,19 +178,19 @@ class Response:
         speech = session.bank.speech(self._text, self.effective.output_format)
         opened.item.speech = speech
         opened.item.heard_until_ms = 0
-        words = list(reversed(speech.words))
+        duration_ms = speech.duration_ms
         place = self._place(opened) | {"content_index": 0}
         for index in range(len(speech.pieces)):
             yield at_s + index * PIECE_MS / 1000
-            tokens = text_tokens(opened.sent) + int((index + 1) * PIECE_MS * OUTPUT_TOKENS_PER_S / 1000)
+            due = speech.words[index]
+            tokens = text_tokens(opened.sent + "".join(due)) + int((index + 1) * PIECE_MS * OUTPUT_TOKENS_PER_S / 1000)
             if limit is not None and tokens > limit:
                 return False
-            while words and words[-1][0] <= index:
-                word = words.pop()[1]
+            for word in due:
                 opened.sent += word
                 session.emit("response.output_audio_transcript.delta", place | {"delta": word})
             self._send_piece(opened, speech, index)
-            opened.item.heard_until_ms = min((index + 1) * PIECE_MS, speech.duration_ms)
+            opened.item.heard_until_ms = min((index + 1) * PIECE_MS, duration_ms)
         return True
 
     def _send_piece(self, opened: _Open, speech: Speech, index: int) -> None:

@@ -143,6 +143,8 @@ class Simulator:
             raise ValueError(f"session_cap_s: found {session_cap_s}, expected a positive number of seconds")
         if ping_interval_s is not None and not ping_interval_s > 0:
             raise ValueError(f"ping_interval_s: found {ping_interval_s}, expected a positive number of seconds")
+        if not name.isprintable():
+            raise ValueError(f"name: found {name!r}, expected printable characters: it is sent as a header")
         if isinstance(api_keys, str):
             raise ValueError("api_keys: found a text, expected a collection of texts")
         self.dialect = DIALECTS[dialect]
@@ -169,8 +171,11 @@ class Simulator:
         self._http: web.Server | None = None
         # Keeps the port while the listener is closed by a fault; it never listens.
         self._holder: socket.socket | None = None
-        # Only set while connections are taken. The server follows the socket a moment later.
+        # The listener is to be open. What follows is set while it is: the socket at once, the server a moment later, and in
+        # between, while the loop begins to watch the socket, the future.
+        self._wanted = False
         self._listener: socket.socket | None = None
+        self._accepting: asyncio.Future[None] | None = None
         self._server: asyncio.Server | None = None
         self._reopening: asyncio.TimerHandle | None = None
         self._handlers: set[asyncio.Task[object]] = set()
@@ -198,7 +203,7 @@ class Simulator:
             self._arm_reopening(refusal)
             return
         try:
-            await self._accept(self._open_listener())
+            self._open_listener()
         except OSError:
             await self.stop()
             raise
@@ -213,6 +218,8 @@ class Simulator:
         if tasks is None or http is None:
             return
         self._cancel_reopening()
+        if self._accepting is not None:
+            await asyncio.wait([self._accepting])  # cancelled half-way it would leave a watched socket behind
         self._close_listener()
         if self._holder is not None:
             self._holder.close()
@@ -230,6 +237,9 @@ class Simulator:
         if pending:
             await asyncio.wait(pending, timeout=_STOP_HARD_S)
         await tasks.close(timeout_s=_STOP_HARD_S)
+        for protocol in http.connections:
+            if protocol.transport is not None and protocol.transport.is_closing():
+                protocol.transport.abort()  # what its peer has not read by now it never will
         http.pre_shutdown()
         await http.shutdown(_STOP_HARD_S)
         self._tasks = self._http = self._holder = self._meter = None
@@ -322,8 +332,11 @@ class Simulator:
             raise
         return sock
 
-    def _open_listener(self) -> socket.socket:
-        """Listen at once, so that nobody is refused from here on, though connections are accepted only by ``_accept``."""
+    def _open_listener(self) -> None:
+        """Listen at once, so that nobody is refused from here on; connections are accepted a moment later."""
+        self._wanted = True
+        if self._tasks is None or self._listener is not None:
+            return
         sock = self._bind(self._port)
         try:
             sock.listen(BACKLOG)
@@ -332,17 +345,25 @@ class Simulator:
             raise
         sock.setblocking(False)
         self._listener = sock
-        return sock
+        self._tasks.spawn(self._accept(sock), name="simulator listens")
 
     async def _accept(self, sock: socket.socket) -> None:
+        if self._listener is not sock:
+            return  # closed before this task ran
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(self._make_protocol, sock=sock, backlog=BACKLOG, ssl=self._ssl)
-        if self._listener is not sock:  # closed by a fault meanwhile
-            server.close()
-            return
-        self._server = server
+        self._accepting = loop.create_future()
+        try:
+            self._server = await loop.create_server(self._make_protocol, sock=sock, backlog=BACKLOG, ssl=self._ssl)
+        finally:
+            self._accepting.set_result(None)
+            self._accepting = None
+        if not self._wanted:
+            self._close_listener()
 
     def _close_listener(self) -> None:
+        self._wanted = False
+        if self._accepting is not None:
+            return  # closing a socket that the loop begins to watch would confuse it: ``_accept`` does so at its end
         server, sock = self._server, self._listener
         self._server = self._listener = None
         if server is not None:
@@ -359,8 +380,8 @@ class Simulator:
         if refusal is not None:
             self._close_listener()
             self._arm_reopening(refusal)
-        elif self._listener is None:
-            self._tasks.spawn(self._accept(self._open_listener()), name="simulator reopens")
+        else:
+            self._open_listener()
 
     def _arm_reopening(self, refusal: verbs.Refuse) -> None:
         if refusal.for_s is not None:
@@ -369,6 +390,7 @@ class Simulator:
     def _end_refusal(self) -> None:
         self._plan.remove(verbs.Refuse.verb)
         self._follow_plan()
+        self.stats.changed()
 
     def _cancel_reopening(self) -> None:
         if self._reopening is not None:
@@ -397,7 +419,10 @@ class Simulator:
             if request.path.startswith(CONTROL):
                 return await self._control(request)
             return await self._answer(request)
-        except (ConnectionError, web.HTTPException):
+        except ConnectionError:
+            raise
+        except web.HTTPException:  # an upgrade that is none, or a control body that is too large
+            self.stats.upgrades_refused += 1
             raise
         except Exception as error:
             self._report("handler", error)

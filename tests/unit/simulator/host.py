@@ -74,6 +74,7 @@ class Driver:
 
     def send(self, kind: str, **fields: Any) -> list[Event]:
         """Send one client event and return what came at once."""
+        self.new()
         self.session.receive(orjson.dumps({"type": kind, **fields}))
         return self.new()
 

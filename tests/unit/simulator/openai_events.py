@@ -1,7 +1,7 @@
 """Checks events against the ``openai`` package's types: it must be valid, and no field may be one that the package does not know.
 
-The package's session events carry the type of a *request*, so three fields that the server adds are not in it: they are allowed there
-by name, and checked against the type of the session that ``client_secrets`` returns, which has them.
+The package's session events carry the type of a *request*, so three fields that the server adds are not in it: they are allowed
+there by name, and checked against the type of the session that ``client_secrets`` returns, which has them.
 """
 
 from __future__ import annotations

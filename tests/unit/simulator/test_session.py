@@ -740,8 +740,8 @@ _JSON = st.recursive(
     max_leaves=12,
 )
 _WORDS = st.sampled_from(
-    ["type", "session", "item", "response", "audio", "input", "output", "role", "content", "tools", "realtime", "message", "user"]
-    + ["turn_detection", "server_vad", "item_id", "format", "metadata", "text", "none", "function_call", "audio/pcm", "voice"]
+    "type session item response audio input output role content tools realtime message user turn_detection server_vad item_id "
+    "format metadata text none function_call audio/pcm voice conversation id".split()
 )
 _NEAR_JSON = st.recursive(
     _JSON | _WORDS, lambda inner: st.dictionaries(_WORDS, inner, max_size=5) | st.lists(inner, max_size=3), max_leaves=15
@@ -909,3 +909,86 @@ def test_answers_are_the_same_every_time() -> None:
         driver.ask()
         runs.append(driver.host.events)
     assert runs[0] == runs[1]
+
+
+def test_a_turn_can_be_committed_while_it_is_spoken() -> None:
+    """A client's commit ends the detected turn under the id that was announced; its silence then ends nothing."""
+    driver = Driver()
+    (started,) = driver.append(tone(0.5))
+    events = driver.send("input_audio_buffer.commit")
+    assert events[0]["item_id"] == started["item_id"]
+    assert driver.append(silence(1)) == []
+
+
+def test_an_announced_id_may_be_taken_by_the_client() -> None:
+    """The turn then gets another id, and nothing is lost."""
+    driver = Driver()
+    (started,) = driver.append(tone(0.5))
+    driver.say("mine", id=started["item_id"])
+    events = driver.append(silence(0.7))
+    committed = next(event for event in events if event["type"] == "input_audio_buffer.committed")
+    assert committed["item_id"] != started["item_id"]
+    assert len(driver.session.conversation) == 2
+
+
+def test_turning_detection_off_ends_a_turn_under_way() -> None:
+    """Without detection the sound waits for a commit, however long the silence."""
+    driver = Driver()
+    driver.append(tone(0.5))
+    driver.send("session.update", session=NO_DETECTION)
+    assert driver.append(silence(1)) == []
+    assert kinds(driver.send("input_audio_buffer.commit"))[0] == "input_audio_buffer.committed"
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"item_id": "u"}, "item_truncate_invalid_item_id", "item_id"),
+        ({"item_id": "ours"}, "missing_required_parameter", "content_index"),
+        ({"item_id": "ours", "content_index": 0}, "missing_required_parameter", "audio_end_ms"),
+        ({"item_id": "ours", "content_index": 1, "audio_end_ms": 5}, "invalid_value", "content_index"),
+        ({"item_id": "ours", "content_index": 0, "audio_end_ms": -1}, "invalid_value", "audio_end_ms"),
+        ({"item_id": "ours", "content_index": 0, "audio_end_ms": 1.5}, "invalid_value", "audio_end_ms"),
+    ],
+)
+def test_bad_truncations(fields: dict[str, Any], code: str, param: str) -> None:
+    """Only the model's sound can be cut, at a whole millisecond within it."""
+    driver = Driver()
+    driver.say("hello", id="u")
+    ours = last(driver.ask())["output"][0]["id"]
+    if fields["item_id"] == "ours":
+        fields = fields | {"item_id": ours}
+    error = error_of(driver.send("conversation.item.truncate", **fields))
+    assert (error["code"], error["param"]) == (code, param)
+
+
+def test_bad_forced_messages() -> None:
+    """A ``force_message`` needs words, and a moment when nothing else is said."""
+    driver = Driver(XAI)
+    assert (
+        error_of(driver.send("conversation.item.create", item={"type": "force_message"}))["code"] == "missing_required_parameter"
+    )
+    item = {"type": "force_message", "text": "Hello."}
+    assert kinds(driver.send("conversation.item.create", item=item)) == ["response.created"]
+    error = error_of(driver.send("conversation.item.create", item=item))
+    assert error["code"] == "conversation_already_has_active_response"
+
+
+def test_previous_item_id_must_be_text() -> None:
+    """Another type is refused and nothing is added."""
+    driver = Driver()
+    message = {"type": "message", "role": "user", "content": []}
+    error = error_of(driver.send("conversation.item.create", previous_item_id=5, item=message))
+    assert error["param"] == "previous_item_id"
+    assert len(driver.session.conversation) == 0
+
+
+def test_a_truncation_during_the_answer_does_not_stop_it() -> None:
+    """An item may be cut while it is sent; its transcript stays unknown at the end."""
+    driver = Driver(reply="a long answer that goes on and on")
+    driver.say("hello")
+    driver.send("response.create")
+    added = next(event for event in driver.steps(4) if event["type"] == "response.output_item.added")
+    cut = {"item_id": added["item"]["id"], "content_index": 0, "audio_end_ms": 100}
+    assert kinds(driver.send("conversation.item.truncate", **cut)) == ["conversation.item.truncated"]
+    assert last(driver.run())["output"][0]["content"][0]["transcript"] is None

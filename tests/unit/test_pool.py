@@ -1,0 +1,231 @@
+"""Deployments' live state: leases, eligibility, what outcomes do; and groups over them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from router.events import Admitted, ConfigAlarm, CooledDown, Ejected, Event, Observers
+from router.pool import Deployment, Pool
+from router.retry import Outcome, Verdict
+from tests.helpers.clock import ManualClock
+from tests.helpers.running import MODEL, config_of, deployment_of, load_config
+
+BASE = "http://127.0.0.1:9/v1"
+TIMEOUT = Verdict(outcome=Outcome.TIMEOUT, blames=True, transient=True)
+KEY = Verdict(outcome=Outcome.AUTHENTICATION, blames=True, transient=False)
+LIMITED = Verdict(outcome=Outcome.RATE_LIMITED, blames=False, transient=False, retry_after_s=7.0)
+BLAMELESS = Verdict(outcome=Outcome.CLIENT_REQUEST, blames=False, transient=False)
+
+
+class World:
+    """A pool on a clock that moves by hand, with everything it told."""
+
+    def __init__(self, *entries: Any, router: dict[str, Any] | None = None, **params: Any) -> None:
+        self.clock = ManualClock()
+        self.events: list[Event] = []
+        config = config_of(*(entries or (BASE,)), router={"cooldown_jitter": 0, **(router or {})}, **params)
+        settings = load_config(config).settings
+        self.pool = Pool(settings, clock=self.clock, rng=random.Random(5), tell=Observers([self.events.append]))
+
+    @property
+    def deployment(self) -> Deployment:
+        """The first one."""
+        return next(self.pool.deployments)
+
+
+def fail(deployment: Deployment, verdict: Verdict, times: int = 1, *, seconds: float = 0.1) -> None:
+    """Let attempts fail."""
+    for _ in range(times):
+        with deployment.lease() as lease:
+            deployment.failed(lease, verdict, seconds, "seen")
+
+
+def test_a_lease_counts_until_it_is_released_once() -> None:
+    """Whoever releases twice (a cancelled session does) gives back one place."""
+    deployment = World().deployment
+    first, second = deployment.lease(), deployment.lease()
+    assert deployment.sessions == 2
+    first.release()
+    first.release()
+    assert deployment.sessions == 1
+    with second:
+        pass
+    assert deployment.sessions == 0
+
+
+def test_a_lease_is_released_when_its_block_raises() -> None:
+    """No exit keeps a place."""
+    deployment = World().deployment
+    with pytest.raises(RuntimeError, match="boom"), deployment.lease():
+        raise RuntimeError("boom")
+    assert deployment.sessions == 0
+
+
+def test_a_full_deployment_takes_no_session() -> None:
+    """``max_sessions`` is seen the moment a lease is taken, and nobody knows when it will pass."""
+    deployment = World(max_sessions=2).deployment
+    leases = [deployment.lease()]
+    assert deployment.eligible()
+    leases.append(deployment.lease())
+    assert deployment.obstacle() == "full" and not deployment.eligible()
+    assert deployment.available_in_s() is None
+    leases[0].release()
+    assert deployment.eligible()
+
+
+def test_rpm_counts_starts_within_a_minute() -> None:
+    """Sessions that ended long ago still count in their minute, and it is known when there will be room."""
+    world = World(rpm=2)
+    deployment = world.deployment
+    for _ in range(2):
+        deployment.lease().release()
+    assert deployment.obstacle() == "rate_limited"
+    wait_s = deployment.available_in_s()
+    assert wait_s is not None and 59 <= wait_s <= 62
+    world.clock.advance(wait_s)
+    assert deployment.eligible()
+
+
+def test_tpm_counts_tokens_as_they_are_reported() -> None:
+    """A deployment whose tokens are spent takes no new session."""
+    deployment = World(tpm=100).deployment
+    assert deployment.eligible()
+    deployment.tokens.add(100)
+    assert deployment.obstacle() == "rate_limited"
+
+
+@pytest.mark.parametrize(("state", "word"), [("maint", "maint"), ("drain", "draining")])
+def test_what_an_operator_took_out_takes_no_session(state: str, word: str) -> None:
+    """Neither eligible nor ejected: the metric's word says why."""
+    deployment = World(deployment_of(BASE, info={"state": state}), BASE).deployment
+    assert deployment.obstacle() == word and deployment.state == word
+    assert not deployment.eligible() and deployment.available_in_s() is None
+
+
+def test_three_failures_eject_and_tell() -> None:
+    """The event names reason, length and how many in a row."""
+    world = World()
+    fail(world.deployment, TIMEOUT, 3)
+    assert world.events == [Ejected(deployment="d0", group=MODEL, reason="timeout", seconds=30.0, in_a_row=1)]
+    assert world.deployment.state == "ejected" and not world.deployment.eligible()
+    assert world.deployment.available_in_s() == 30.0
+    world.clock.advance(30.0)
+    assert world.deployment.state == "probing" and world.deployment.eligible()
+
+
+def test_a_ready_probe_tells_of_the_readmission() -> None:
+    """Its session then counts as one of the new time: an early end of it ejects again."""
+    world = World()
+    deployment = world.deployment
+    fail(deployment, TIMEOUT, 3)
+    world.clock.advance(30.0)
+    lease = deployment.lease()
+    deployment.ready(lease, 0.1)
+    assert world.events[-1] == Admitted(deployment="d0", group=MODEL)
+    assert deployment.weight == pytest.approx(0.1)
+    deployment.failed(lease, TIMEOUT, 0.1, "ended early")
+    assert deployment.state == "ejected"
+    lease.release()
+
+
+def test_a_probe_without_an_outcome_gives_its_place_back() -> None:
+    """Its client left: the next session probes."""
+    world = World()
+    fail(world.deployment, TIMEOUT, 3)
+    world.clock.advance(30.0)
+    with world.deployment.lease():
+        assert not world.deployment.eligible()
+    assert world.deployment.eligible()
+
+
+def test_rate_limiting_cools_down_and_ejects_nobody() -> None:
+    """For as long as was asked, whatever the number of refusals."""
+    world = World()
+    fail(world.deployment, LIMITED, 5)
+    assert {event for event in world.events} == {CooledDown(deployment="d0", group=MODEL, seconds=7.0)}
+    assert world.deployment.state == "cooling_down" and world.deployment.breaker.failures == 0
+    assert world.deployment.available_in_s() == 7.0
+    world.clock.advance(7.0)
+    assert world.deployment.eligible()
+
+
+def test_an_older_dial_that_becomes_ready_does_not_end_a_cool_down() -> None:
+    """Dials under way when a provider says 429 may still succeed: that is no leave to go on dialling before its time."""
+    world = World()
+    deployment = world.deployment
+    slow = deployment.lease()
+    fail(deployment, LIMITED)
+    deployment.ready(slow, 1.0)
+    assert deployment.obstacle() == "cooling_down"
+    slow.release()
+
+
+def test_a_refused_key_raises_an_alarm_and_ejects_for_minutes() -> None:
+    """One is enough."""
+    world = World()
+    fail(world.deployment, KEY)
+    assert world.events == [
+        ConfigAlarm(deployment="d0", group=MODEL, detail="seen"),
+        Ejected(deployment="d0", group=MODEL, reason="authentication", seconds=300.0, in_a_row=1),
+    ]
+
+
+def test_what_is_nobodys_fault_changes_nothing() -> None:
+    """Not the breaker, not the latency."""
+    world = World()
+    fail(world.deployment, BLAMELESS, 10)
+    assert not world.events and world.deployment.eligible()
+    assert world.deployment.ready_s is None and world.deployment.breaker.failures == 0
+
+
+def test_a_target_that_fails_fast_does_not_look_fast() -> None:
+    """A failure counts as a whole time-out in the average that strategies compare."""
+    deployment = World(connect_timeout_s=2, ready_timeout_s=3).deployment
+    with deployment.lease() as lease:
+        deployment.ready(lease, 0.05)
+    fail(deployment, TIMEOUT, seconds=0.001)
+    assert deployment.ready_s is not None and deployment.ready_s >= 5.0
+
+
+def test_a_session_that_lasts_is_credited() -> None:
+    """Failures before it are forgotten."""
+    deployment = World().deployment
+    fail(deployment, TIMEOUT, 2)
+    deployment.survived()
+    fail(deployment, TIMEOUT, 2)
+    assert deployment.eligible()
+
+
+def test_tiers_follow_order_and_then_the_file() -> None:
+    """Lowest order first."""
+    entries = [deployment_of(BASE, order=order) for order in (2, 0, 1, 0)]
+    group = World(*entries).pool.groups[MODEL]
+    assert [[deployment.id for deployment in tier] for tier in group.tiers] == [["d1", "d3"], ["d2"], ["d0"]]
+
+
+def test_a_chain_names_each_group_once() -> None:
+    """Circles and repetitions in ``fallbacks`` do no harm."""
+    entries = [deployment_of(BASE, model=name, id=name) for name in (MODEL, "b", "c")]
+    world = World(*entries, router={"fallbacks": [{MODEL: ["b", "c"]}, {"b": [MODEL]}]})
+    pool = world.pool
+    names = [group.settings.name for group in pool.chain(pool.groups[MODEL])]
+    assert names == [MODEL, "b", "c"]
+    group = pool.groups[MODEL]
+    doubled = replace(group.settings, fallbacks=("b", MODEL, "b", "gone"))
+    group.settings = doubled
+    assert [item.settings.name for item in pool.chain(group)] == [MODEL, "b"]
+
+
+def test_hidden_aliases_work_and_are_not_listed() -> None:
+    """An operator keeps an old name alive without advertising it."""
+    aliases = {"new": MODEL, "old": {"model": MODEL, "hidden": True}}
+    pool = World(router={"model_group_alias": aliases}).pool
+    assert pool.names == ("new", MODEL)
+    for name in ("new", "old", MODEL):
+        group = pool.find(name)
+        assert group is not None and group.settings.name == MODEL
+    assert pool.find("other") is None
