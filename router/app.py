@@ -36,6 +36,7 @@ from router.events import Observers, SessionRefused
 from router.pool import Group
 from router.providers.base import Forward
 from router.relay.contract import error_event
+from router.relay.farewell import Farewell
 from router.relay.leg import Leg
 from router.relay.takeover import take_client
 from router.routing import Opened, Search
@@ -67,6 +68,19 @@ def json_response(
         content_type="application/json",
         headers={"Cache-Control": "no-store", **(headers or {})},
     )
+
+
+def switching(request: web.Request, subprotocol: str | None, headers: Mapping[str, str]) -> web.StreamResponse:
+    """The 101 to an upgrade request that has been checked (RFC 6455 §4.2.2)."""
+    key = request.headers["Sec-WebSocket-Key"].strip().encode()
+    accept = base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest()).decode()
+    response = web.StreamResponse(
+        status=101, headers={"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": accept, **headers}
+    )
+    if subprotocol is not None:
+        response.headers["Sec-WebSocket-Protocol"] = subprotocol
+    response.force_close()
+    return response
 
 
 def raise_descriptor_limit() -> int:
@@ -173,21 +187,11 @@ class Surface:
         began: _Began,
     ) -> tuple[Leg, bytes]:
         """Send the 101 and take the transport over."""
-        key = request.headers["Sec-WebSocket-Key"].strip().encode()
-        headers = {
-            "Upgrade": "websocket",
-            "Connection": "Upgrade",
-            "Sec-WebSocket-Accept": base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest()).decode(),
-            "Server": SERVER_NAME,
-            "x-router-session": session,
-        }
-        if upgrade.subprotocol is not None:
-            headers["Sec-WebSocket-Protocol"] = upgrade.subprotocol
+        headers = {"Server": SERVER_NAME, "x-router-session": session}
         if self._server.expose_routing:
             headers["x-router-deployment"] = opened.deployment.id
             headers["x-router-attempts"] = str(search.dials)
-        response = web.StreamResponse(status=101, headers=headers)
-        response.force_close()
+        response = switching(request, upgrade.subprotocol, headers)
         began.response = response
         await response.prepare(request)
         return take_client(request)
@@ -215,18 +219,32 @@ class Surface:
             if "Connection" not in headers:
                 response.force_close()
             return response
-        socket = web.WebSocketResponse(
-            protocols=() if how.subprotocol is None else (how.subprotocol,), timeout=_REFUSAL_TIMEOUT_S, compress=False
-        )
-        socket.headers.update(headers)
-        # A client that is gone, or takes nothing, has no use for an explanation.
-        with contextlib.suppress(ConnectionError, TimeoutError, RuntimeError):
-            async with asyncio.timeout(2 * _REFUSAL_TIMEOUT_S):
-                await socket.prepare(request)
-                text = error_event(error.code, error.public_message, error_type=error.error_type)
-                await socket.send_str(text.decode())
-                await socket.close(code=error.close_code, message=error.code.encode())
-        return socket
+        return await self._accept_and_close(request, how.subprotocol, headers, error)
+
+    async def _accept_and_close(
+        self, request: web.Request, subprotocol: str | None, headers: Mapping[str, str], error: RouterError
+    ) -> web.StreamResponse:
+        """Accept a browser only to tell it why it gets no session."""
+        response = switching(request, subprotocol, headers)
+        try:
+            await response.prepare(request)
+            leg, early = take_client(request)
+        except ConnectionError:
+            # A client that is gone has no use for an explanation.
+            return response
+        try:
+            farewell = Farewell(leg)
+            if early:
+                farewell.data(early)
+            await farewell.say(
+                error_event(error.code, error.public_message, error_type=error.error_type),
+                code=error.close_code,
+                reason=error.code,
+                timeout_s=_REFUSAL_TIMEOUT_S,
+            )
+        finally:
+            leg.release()
+        return response
 
     # --- everything else ----------------------------------------------------------------------------
 
@@ -349,8 +367,8 @@ async def in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
 class _Http(web.RequestHandler):
     """aiohttp's protocol, with the router's words where aiohttp answers by itself.
 
-    Its own answers name the program, and its texts about requests that are no legal HTTP quote them: an oversized header's quote may
-    be a key, which then stood in the log as well.
+    Its own answers name the program, and its texts about requests that are no legal HTTP quote them: an oversized header's
+    quote may be a key, which then stood in the log as well.
     """
 
     __slots__ = ()

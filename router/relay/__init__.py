@@ -3,6 +3,7 @@
     contract.py   what the relay's users see: taps, the end of a session
     frames.py     RFC 6455 as a pure state machine: boundaries, legality, event types, what may be held back
     leg.py        one transport under the project's own asyncio.Protocol
+    farewell.py   last words to a client that gets no session
     takeover.py   how a transport leaves aiohttp after its handshake
     relay.py      two legs joined: forwarding, close handshakes, back-pressure, limits
     rewrite.py    messages that leave changed (``session.update`` names the group; the upstream wants its own model)
