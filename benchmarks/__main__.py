@@ -1,30 +1,42 @@
-"""Run the measurements named on the command line, or all of them, each in its own process."""
+"""Run the measurements named on the command line, or all of them, each in its own process.
+
+    python -m benchmarks [NAME …]
+    python -m benchmarks NAME OPTION …      options go to the measurement
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 PREFIX = "bench_"
 
 
-def main(wanted: Sequence[str]) -> int:
-    """Run ``wanted`` in the order given; return a process's exit status."""
+def main(arguments: Sequence[str]) -> int:
+    """Run what is named, in the order given; return a process's exit status."""
+    wanted = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
+    options = list(arguments[len(wanted) :])
     known = sorted(path.stem.removeprefix(PREFIX) for path in Path(__file__).parent.glob(f"{PREFIX}*.py"))
     if unknown := [name for name in wanted if name not in known]:
         print(f"found {', '.join(unknown)}, expected some of {', '.join(known)}", file=sys.stderr)
         return 2
-    failed = []
+    if options and len(wanted) != 1:
+        print(f"found options after {len(wanted)} names, expected them after one of {', '.join(known)}", file=sys.stderr)
+        return 2
+    failed: dict[str, int] = {}
     for name in wanted or known:
         print(f"== {name}", flush=True)
-        module = f"{__package__}.{PREFIX}{name}"
-        if subprocess.run([sys.executable, "-c", f"from {module} import main; main()"], check=False).returncode != 0:
-            failed.append(name)
+        program = f"import sys; from {__package__}.{PREFIX}{name} import main; sys.exit(main())"
+        code = subprocess.run([sys.executable, "-c", program, *options], check=False).returncode
+        if code != 0:
+            failed[name] = code
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
-        return 1
+        # What a single measurement has to say by its status is passed on.
+        return max(1, failed[wanted[0]]) if len(wanted) == 1 else 1
     return 0
 
 

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from router.accounting import Accounting
 from router.auth import Principal
@@ -123,8 +124,9 @@ class Engine:
         self.max_sessions = server.max_sessions
         self._serving = 0  # sessions between their search and their record
         self._pending = 0  # those of them that look for an upstream
+        self._searching: set[asyncio.Task[object]] = set()  # whose these are; ``end_all`` takes out those that it cancels
         self._relays: dict[str, Relay] = {}  # running sessions by id
-        self._relay_ended = asyncio.Event()  # whenever one leaves ``_relays``; for ``end_all``
+        self._relay_ended = asyncio.Event()  # whenever one leaves ``_relays``, or a search ends; for ``end_all``
         self._by_principal: dict[str, int] = {}  # sessions by virtual key's name
 
     @property
@@ -148,12 +150,15 @@ class Engine:
     async def end_all(self, *, code: int, reason: str, timeout_s: float) -> None:
         """Refuse new sessions and end the running ones politely; return when they have ended, or after ``timeout_s``."""
         self.stopping = True
+        # Their clients are told at once, and need not wait for a dial that hangs.
+        while self._searching:
+            self._searching.pop().cancel()
         message = error_event("router_shutting_down", "The router is shutting down.")
         for relay in list(self._relays.values()):
             relay.end(cause="shutdown", code=code, reason=reason, error_event=message)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self._relays:
+                while self._relays or self._pending:
                     self._relay_ended.clear()
                     await self._relay_ended.wait()
 
@@ -244,6 +249,8 @@ class Engine:
 
     async def _open(self, request: Request, search: Search) -> Opened:
         self._pending += 1
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        self._searching.add(task)
         try:
             opened = await self.routing.open(search)
             if self.stopping:
@@ -260,6 +267,11 @@ class Engine:
             # Whoever cancels: the server when its client has left, or the end of the process.
             if self.stopping:
                 self._record(request, search, None, None, who="router", cause="shutdown", status=503)
+                # Cancelled by ``end_all``, which wanted to end the search and not the request (unless the client left as well).
+                if task not in self._searching and task.uncancel() == 0:
+                    refusal = ShuttingDown(retry_after_s=1.0)
+                    refusal.recorded = True
+                    raise refusal from None
             else:
                 self._record(request, search, None, None, who="client", cause="lost", status=499)
             raise
@@ -269,6 +281,8 @@ class Engine:
             raise
         finally:
             self._pending -= 1
+            self._searching.discard(task)
+            self._relay_ended.set()
 
     def _relay(self, opened: Opened, leg: Leg, early: bytes, books: _Books) -> Relay:
         upstream = opened.upstream

@@ -30,7 +30,7 @@ from router.config.report import quoted
 from router.config.settings import Settings
 from router.engine import Engine, Request, new_session_id
 from router.errors import ConfigError, Problem, UnknownModel
-from router.events import Observer, Observers
+from router.events import Notice, Observer, Observers
 from router.handshake import allowed_part
 from router.local import BINARY, TEXT, LocalTransport, SessionClosed
 from router.pool import Group
@@ -119,11 +119,15 @@ class Router:
 
     @classmethod
     def from_config(cls, path: str | Path, *, observers: tuple[Observer, ...] = ()) -> Router:
-        """Load the YAML file that the server takes.
+        """Load the YAML file that the server takes. Its warnings are told to the observers.
 
         Raises: ConfigError: it cannot be used; the message names every problem with its line.
         """
-        return cls(load(path).settings, observers=observers)
+        loaded = load(path)
+        router = cls(loaded.settings, observers=observers)
+        for warning in loaded.warnings:
+            router._engine.tell(Notice(level="warning", event="configuration", facts={"warning": str(warning)}))
+        return router
 
     async def realtime(
         self, model: str, *, headers: Mapping[str, str] | None = None, query: Mapping[str, str] | None = None

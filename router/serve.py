@@ -95,6 +95,7 @@ async def serve_until_signal(
         # What was made so far lives as long as the process: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
+        gc.enable()
         url = url_of(server.addresses[0])
         say(f"realtime-router listening on {url}" if started is None else started(url))
         tell(Notice(level="info", event="listening", facts={"url": url, "groups": len(settings.groups)}))

@@ -35,7 +35,7 @@ from router.errors import (
 )
 from router.providers import PROVIDERS
 from router.providers.base import Forward
-from router.proxies import proxy_for, split_userinfo
+from router.proxies import Proxy, proxy_for, split_userinfo
 from router.relay import frames
 from router.relay.contract import Seen
 from router.relay.frames import BINARY, CLOSE, COLLECT, PASS, PING, PONG, TEXT, Disposition, FrameError, FrameScanner
@@ -53,6 +53,9 @@ _BODY_TIMEOUT_S: Final = 0.5
 # What an upstream may send before it is joined to a client; then its reading is paused.
 _BACKLOG_BYTES: Final = 256 * 1024
 _DNS_TTL_S: Final = 10
+# A shorter part of a key tells nothing, and may well be part of a word.
+_TELLING_CHARS: Final = 8
+_PLAIN_QUERY: Final = frozenset({"api-version", "deployment", "intent", "model"})
 _WORDS: Final = re.compile(r"[a-z][a-z0-9_\-]{2,63}")
 
 
@@ -67,8 +70,9 @@ class Upstream:
         closed: a CLOSE that is already in the backlog.
     """
 
-    def __init__(self, leg: Leg, *, max_message_bytes: int) -> None:
+    def __init__(self, leg: Leg, *, max_message_bytes: int, sent: frozenset[str] = frozenset()) -> None:
         self.leg = leg
+        self._sent = sent
         self.scanner = FrameScanner(masked=False, max_message_bytes=max_message_bytes, sink=self)
         self.backlog: list[bytes] = []
         self.seen: list[Seen] = []
@@ -177,9 +181,9 @@ class Upstream:
             detail = detail if isinstance(detail, dict) else event
             self._fail(
                 ErrorEvent(
-                    error_code=_word(detail.get("code")),
-                    error_kind=_word(detail.get("type")) if detail is not event else "",
-                    param=_word(detail.get("param")),
+                    error_code=_word(detail.get("code"), self._sent),
+                    error_kind=_word(detail.get("type"), self._sent) if detail is not event else "",
+                    param=_word(detail.get("param"), self._sent),
                 )
             )
         else:
@@ -214,9 +218,14 @@ class _Parting:
         """Nothing is written any more."""
 
 
-def _word(value: object) -> str:
-    """A code or type from outside: short, printable, or nothing."""
-    return value if isinstance(value, str) and len(value) <= 64 and value.isprintable() else ""
+def _word(value: object, sent: frozenset[str]) -> str:
+    """A code or type from outside: short, printable, and no part of what was sent; or nothing."""
+    if not isinstance(value, str) or len(value) > 64 or not value.isprintable():
+        return ""
+    # It gets into logs. A cut key, which an indiscreet upstream may answer with, is none that a log could recognise.
+    if len(value) >= _TELLING_CHARS and any(value in item or item in value for item in sent):
+        return ""
+    return value
 
 
 class Dialer:
@@ -269,7 +278,7 @@ class Dialer:
                 leg, early = await self._connect(deployment, forward, progress)
         except TimeoutError:
             raise UpstreamTimeout(progress.phase, upgrade_limit_s) from None
-        upstream = Upstream(leg, max_message_bytes=max_message_bytes)
+        upstream = Upstream(leg, max_message_bytes=max_message_bytes, sent=progress.sent)
         try:
             if early:
                 upstream.data(early)
@@ -315,6 +324,7 @@ class Dialer:
             # Not left in the URL, which aiohttp's errors repeat. A tunnel is asked for by CONNECT, which has headers of its
             # own; a plain request goes to the proxy itself.
             (proxy_headers if url.scheme == "https" else headers)["Proxy-Authorization"] = proxy.authorization.reveal()
+        progress.sent = _credentials(target.headers, proxy, url)
         try:
             response = await self._client().get(
                 url,
@@ -334,7 +344,7 @@ class Dialer:
             raise ConnectFailed(f"{type(error).__name__}: {_short(error)}") from error
         try:
             if response.status != 101:
-                raise await _rejected(response)
+                raise await _rejected(response, progress.sent)
             _check_upgrade(response, key)
             return take_upstream(response)
         except ConnectionResetError as error:
@@ -362,18 +372,27 @@ class Dialer:
 
 
 class _Progress:
-    """How far a dial has come; for the phase of a time-out."""
+    """How far a dial has come, for the phase of a time-out; and what was sent that must not come back in a log."""
 
-    __slots__ = ("phase",)
+    __slots__ = ("phase", "sent")
 
     def __init__(self) -> None:
         self.phase: Phase = "dial"
+        self.sent: frozenset[str] = frozenset()
 
 
 async def _connected(session: aiohttp.ClientSession, context: Any, params: object) -> None:
     progress = context.trace_request_ctx
     if isinstance(progress, _Progress):
         progress.phase = "upgrade"
+
+
+def _credentials(headers: Mapping[str, str], proxy: Proxy | None, url: URL) -> frozenset[str]:
+    """The words of a request that may be secret."""
+    values = [*headers.values(), *(value for name, value in url.query.items() if name not in _PLAIN_QUERY)]
+    if proxy is not None and proxy.authorization is not None:
+        values.append(proxy.authorization.reveal())
+    return frozenset(word for value in values for word in value.split() if len(word) >= _TELLING_CHARS)
 
 
 def _short(error: BaseException) -> str:
@@ -397,7 +416,7 @@ def _translate(error: aiohttp.ClientError, progress: _Progress) -> Exception:
     return ConnectFailed(f"{type(error).__name__}: {_short(error)}")
 
 
-async def _rejected(response: aiohttp.ClientResponse) -> HandshakeRejected:
+async def _rejected(response: aiohttp.ClientResponse, sent: frozenset[str]) -> HandshakeRejected:
     """Read what a refusal says, in bounded time and space."""
     body = bytearray()
     try:
@@ -410,7 +429,7 @@ async def _rejected(response: aiohttp.ClientResponse) -> HandshakeRejected:
     except (TimeoutError, aiohttp.ClientError, OSError):
         # What has come so far must do.
         pass
-    error_code, mentions = _body_facts(bytes(body))
+    error_code, mentions = _body_facts(bytes(body), sent)
     return HandshakeRejected(
         response.status,
         error_code=error_code,
@@ -419,7 +438,7 @@ async def _rejected(response: aiohttp.ClientResponse) -> HandshakeRejected:
     )
 
 
-def _body_facts(body: bytes) -> tuple[str, frozenset[str]]:
+def _body_facts(body: bytes, sent: frozenset[str]) -> tuple[str, frozenset[str]]:
     """``error.code`` (or type) of a refusal's body, and the words in it that could be parameters' names."""
     try:
         document = orjson.loads(body)
@@ -431,7 +450,7 @@ def _body_facts(body: bytes) -> tuple[str, frozenset[str]]:
         return "", frozenset()
     texts = [value for value in (error.get("param"), error.get("message"), error.get("detail")) if isinstance(value, str)]
     words = frozenset(_WORDS.findall(" ".join(texts).lower()))
-    return _word(error.get("code")) or _word(error.get("type")), words
+    return _word(error.get("code"), sent) or _word(error.get("type"), sent), words
 
 
 def _check_upgrade(response: aiohttp.ClientResponse, key: bytes) -> None:

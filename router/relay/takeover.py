@@ -31,6 +31,12 @@ class _Capture:
         """The end of the stream reaches the leg by ``connection_lost``."""
 
 
+def _counted(leg: Leg, capture: _Capture) -> bytes:
+    """What was captured, counted as read from the leg."""
+    leg.bytes_in = len(capture.data)
+    return bytes(capture.data)
+
+
 def take_client(request: web.Request) -> tuple[Leg, bytes]:
     """Take a client's transport over; its 101 has been sent.
 
@@ -49,7 +55,7 @@ def take_client(request: web.Request) -> tuple[Leg, bytes]:
     # released the leg.
     leg = Leg(transport, masks=False, on_released=old.connection_lost)
     transport.set_protocol(leg)
-    return leg, bytes(capture.data)
+    return leg, _counted(leg, capture)
 
 
 def take_upstream(response: ClientResponse) -> tuple[Leg, bytes]:
@@ -72,4 +78,4 @@ def take_upstream(response: ClientResponse) -> tuple[Leg, bytes]:
 
     leg = Leg(transport, masks=True, on_released=released)
     transport.set_protocol(leg)
-    return leg, bytes(capture.data)
+    return leg, _counted(leg, capture)

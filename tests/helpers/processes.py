@@ -14,11 +14,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from signal import Signals
 from typing import Any
 from urllib.parse import quote
 
@@ -135,7 +135,7 @@ class RouterProcess:
                 await self._more.wait()
         return found[count - 1]
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         """Send it a signal."""
         self._process.send_signal(number)
 
@@ -144,7 +144,7 @@ class RouterProcess:
         """Whether it runs."""
         return self._process.returncode is None
 
-    async def end(self, number: signal.Signals | None = None) -> int:
+    async def end(self, number: Signals | None = None) -> int:
         """Send a signal, if given, and wait for its end and for everything it printed. Returns its exit code."""
         if number is not None:
             self.signal(number)

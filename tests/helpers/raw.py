@@ -12,6 +12,7 @@ import asyncio
 import base64
 import hashlib
 import inspect
+import itertools
 import os
 import random
 import socket
@@ -51,7 +52,8 @@ def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
     """Run an asynchronous test on asyncio's loop and on uvloop. It may take parameters and fixtures that are not asynchronous."""
 
     async def main(given: dict[str, Any]) -> None:
-        _clients.set(clients := [])
+        clients: list[RawPeer] = []
+        _clients.set(clients)
         try:
             await test(**given)
         finally:
@@ -130,7 +132,7 @@ def close_frame(code: int | None, reason: bytes | str = b"", *, masked: bool) ->
 def fragments(payload: bytes, cuts: list[int], *, masked: bool, opcode: int = TEXT) -> list[bytes]:
     """A message as one frame a piece; empty pieces are allowed."""
     edges = [0, *sorted(cuts), len(payload)]
-    parts = [payload[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    parts = [payload[start:end] for start, end in itertools.pairwise(edges)]
     return [
         encode(opcode if index == 0 else CONTINUATION, part, masked=masked, fin=index == len(parts) - 1)
         for index, part in enumerate(parts)
@@ -249,7 +251,7 @@ class RawPeer:
 
     async def message(self) -> bytes:
         """Receive a message, whatever its fragments; a CLOSE in its place fails the test."""
-        parts = []
+        parts: list[bytes] = []
         while True:
             frame = await self.data_frame()
             assert frame.opcode != CLOSE, f"closed with {frame.close}"
@@ -350,10 +352,14 @@ async def raw_client(port: int, *, early: bytes = b"", model: str = "voice", **h
         how: ``connect``'s.
     """
     peer = await connect(port, **how)
-    await peer.send(upgrade_request(port, model) + early)
-    async with asyncio.timeout(PATIENCE_S):
-        peer.head = await peer.reader.readuntil(b"\r\n\r\n")
-    assert peer.head.startswith(b"HTTP/1.1 101 "), peer.head
+    try:
+        await peer.send(upgrade_request(port, model) + early)
+        async with asyncio.timeout(PATIENCE_S):
+            peer.head = await peer.reader.readuntil(b"\r\n\r\n")
+        assert peer.head.startswith(b"HTTP/1.1 101 "), peer.head
+    except BaseException:
+        peer.abandon()
+        raise
     return peer
 
 
@@ -410,7 +416,8 @@ class RawUpstream:
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.transport.abort()
             return
-        key = next(line.split(b":", 1)[1].strip() for line in head.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key"))
+        lines = head.split(b"\r\n")
+        key = next(line.split(b":", 1)[1].strip() for line in lines if line.lower().startswith(b"sec-websocket-key"))
         accept = base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
         writer.write(
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "

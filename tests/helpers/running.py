@@ -6,8 +6,8 @@
         record = await router.until(SessionRecord)
         assert outcomes(record) == ["refused", "ready"]
 
-``config_of`` writes the configuration for a list of simulators; ``running_router`` takes it, or YAML as it stands in a file. When the
-block ends well, the router must have come clean: no failed task, no observer that raised, no session and no lease left.
+``config_of`` writes the configuration for a list of simulators; ``running_router`` takes it, or YAML as it stands in a file. When
+the block ends well, the router must have come clean: no failed task, no observer that raised, no session and no lease left.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def config_of(
 ) -> dict[str, Any]:
     """Return a configuration with one deployment a target, all in the group ``MODEL`` unless an entry says otherwise.
 
-    Deployments without a name are called ``d0``, ``d1``, … by their place. They are tried in that order: the strategy is ``first``
-    unless ``router`` names another.
+    Deployments without a name are called ``d0``, ``d1``, … by their place. They are tried in that order: the strategy is
+    ``first`` unless ``router`` names another.
 
     Args:
         targets: simulators, ``api_base``s, or entries made by ``deployment_of``.
@@ -456,6 +456,21 @@ async def running_router(
     assert len(router.engine.tasks) == 0, f"tasks are left: {router.engine.tasks.names}"
 
 
+async def until(condition: Callable[[], bool], *, every_s: float = 0.0) -> None:
+    """Wait until a condition holds that nobody can tell of.
+
+    Args:
+        condition: looked at each time.
+        every_s: seconds in between; 0: at each turn of the event loop.
+
+    Raises:
+        TimeoutError: it did not hold in time.
+    """
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 (there is no event to wait for)
+            await asyncio.sleep(every_s)
+
+
 # --- clients and what they see ------------------------------------------------------------------
 
 
@@ -477,7 +492,7 @@ async def run_turn(ws: ClientConnection, text: str = "hello") -> list[str]:
     item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
     await ws.send(orjson.dumps({"type": "conversation.item.create", "item": item}).decode())
     await ws.send('{"type":"response.create"}')
-    types = []
+    types: list[str] = []
     while not types or types[-1] != "response.done":
         types.append(await next_type(ws))
     return types

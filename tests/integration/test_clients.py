@@ -1,4 +1,4 @@
-"""Real clients through the router: Python's websockets, Node's ws, the openai SDKs, a browser; and the README's programs as written.
+"""Real clients through the router: Python's websockets, Node's ws, the openai SDKs, a browser; the README's programs as written.
 
 The simulator's answer is the same sound every time, so that a client's bytes are compared with those that were said.
 """

@@ -161,7 +161,8 @@ async def test_a_loser_that_times_out_is_blamed(simulator: SimulatorFactory) -> 
 
 async def test_a_silent_attempt_may_still_win(simulator: SimulatorFactory) -> None:
     """The next one was started beside it, not instead of it: the first that is ready serves the session."""
-    slow, dead = await simulator(name="slow", faults=["slow_first_event=0.5"]), await simulator(name="dead", faults=["hang_after_101"])
+    slow = await simulator(name="slow", faults=["slow_first_event=0.5"])
+    dead = await simulator(name="dead", faults=["hang_after_101"])
     async with running_router(config_of(slow, dead, router={"stagger_s": 0.1})) as router:
         record = await router.session(turn=True)
         assert record.deployment == "slow" and router.readies[0].attempts == 2
@@ -517,7 +518,8 @@ async def test_the_retry_budget_limits_failing_open(simulator: SimulatorFactory)
 
 async def test_a_key_that_is_refused_is_not_dialled_again_in_the_same_session(simulator: SimulatorFactory) -> None:
     """Only what may pass is: the session goes on with the other one until its time is used up."""
-    first, second = await simulator(name="first", faults=["status=401"]), await simulator(name="second", faults=["status=503,next=2"])
+    first = await simulator(name="first", faults=["status=401"])
+    second = await simulator(name="second", faults=["status=503,next=2"])
     async with running_router(config_of(first, second)) as router:
         assert dialled(await router.session()) == ["first", "second", "second", "second"]
 

@@ -56,7 +56,8 @@ async def test_probes_are_at_least_the_interval_apart(simulator: SimulatorFactor
 async def test_a_dead_deployment_is_found_out_and_comes_back(simulator: SimulatorFactory, fault: str, outcome: str) -> None:
     """Failed probes eject it before any client; a good one readmits it although its time is not over."""
     first, second = await simulator(name="first", faults=[fault]), await simulator(name="second")
-    config = config_of(deployment_of(first, health_check={"interval_s": 1, "timeout_s": 0.3}), second, router={"allowed_fails": 1})
+    check = {"interval_s": 1, "timeout_s": 0.3}
+    config = config_of(deployment_of(first, health_check=check), second, router={"allowed_fails": 1})
     async with running_router(config) as router:
         assert (await router.until(Probed)).outcome == outcome
         assert (await router.until(Ejected)).deployment == "first"

@@ -18,6 +18,7 @@ import uvloop
 
 from router import RealtimeSession, Router, SessionClosed, realtime
 from router.errors import ConfigError, NoDeploymentAvailable, RateLimited, ShuttingDown, UnknownModel
+from router.events import Notice, SessionRecord
 from router.simulator import Simulator
 from router.simulator.audio import PCM_24K, AudioBank
 from router.simulator.pytest_plugin import SimulatorFactory
@@ -27,6 +28,7 @@ REPLY = "Nine words make about four seconds of sound."
 SPOKEN = AudioBank().speech(REPLY, PCM_24K).sound
 MIB = 1024 * 1024
 DEADLINE_S = 20.0
+POLL_S = 0.01
 
 
 @pytest.fixture(autouse=True)
@@ -87,12 +89,11 @@ def open_files() -> set[str]:
 
 async def eventually(condition: Callable[[], bool], what: str) -> None:
     """Poll a condition until it holds; fail with ``what`` when it does not within the deadline."""
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not condition():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        pytest.fail(f"did not become true: {what}")
+    for _ in range(int(DEADLINE_S / POLL_S)):
+        if condition():
+            return
+        await asyncio.sleep(POLL_S)
+    pytest.fail(f"did not become true: {what}")
 
 
 # --- realtime() ----------------------------------------------------------------------------------
@@ -269,6 +270,61 @@ async def test_a_closed_router_closes_its_sessions(simulator: SimulatorFactory, 
         await router.realtime("voice")
 
 
+async def test_closing_a_router_that_is_opening(simulator: SimulatorFactory, tmp_path: Path) -> None:
+    """A ``realtime`` that still waits when the router is closed raises ``ShuttingDown`` at once.
+
+    It used to raise ``CancelledError`` into a task that nobody had cancelled.
+    """
+    sim = await simulator(faults=["hang_before_101"])
+    path = config(tmp_path, [{"model": "openai/gpt-realtime", "api_key": KEY, "api_base": sim.api_base}])
+    async with Router.from_config(path) as router:
+        opening = asyncio.create_task(router.realtime("voice"))
+        await sim.stats.wait_until(lambda stats: len(stats.requests) == 1)
+    done, _ = await asyncio.wait([opening], timeout=DEADLINE_S)
+    assert done and not opening.cancelled()
+    assert isinstance(opening.exception(), ShuttingDown)
+
+
+async def test_what_observers_are_told(simulator: SimulatorFactory, tmp_path: Path) -> None:
+    """A program's observers get the same records as the server's, and the warnings of the file."""
+    sim = await simulator()
+    path = config(
+        tmp_path,
+        [{"model": "openai/gpt-realtime", "api_key": KEY, "api_base": sim.api_base}],
+        litellm_settings={"drop_params": True},
+    )
+    told: list[object] = []
+    async with Router.from_config(path, observers=(told.append,)) as router, await router.realtime("voice") as session:
+        await spoken_turn(session)
+    (notice,) = (event for event in told if isinstance(event, Notice))
+    assert notice.level == "warning"
+    assert "drop_params" in notice.facts["warning"]
+    (record,) = (event for event in told if isinstance(event, SessionRecord))
+    assert (record.session, record.turns, record.client) == (session.id, 1, "local")
+    assert record.usage.total > 0
+
+
+async def test_active_probes_run_in_a_program_too(simulator: SimulatorFactory, tmp_path: Path) -> None:
+    """``health_check`` of the file has its effect without a server: the first session starts what runs in the background."""
+    sim = await simulator()
+    probed = await simulator(dialect="xai")
+    path = config(
+        tmp_path,
+        [
+            {"model": "openai/gpt-realtime", "api_key": KEY, "api_base": sim.api_base},
+            {
+                "model": "xai/grok-voice-latest",
+                "api_key": KEY,
+                "api_base": probed.api_base,
+                "order": 1,
+                "health_check": {"interval_s": 1, "timeout_s": 1},
+            },
+        ],
+    )
+    async with Router.from_config(path) as router, await router.realtime("voice"):
+        await probed.stats.wait_until(lambda stats: stats.sessions_opened >= 1, timeout_s=DEADLINE_S)
+
+
 async def test_a_bad_file(tmp_path: Path) -> None:
     """A file with two faults is refused with both, each at its line."""
     path = tmp_path / "config.yaml"
@@ -376,10 +432,11 @@ async def no_leftovers() -> AsyncIterator[None]:
         running = asyncio.all_tasks() - tasks - {asyncio.current_task()}
         return [task.get_name() for task in running] + sorted(open_files() - files)
 
-    deadline = asyncio.get_running_loop().time() + DEADLINE_S
-    while left() and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(0.01)
-    assert not left()
+    for _ in range(int(DEADLINE_S / POLL_S)):
+        if not left():
+            return
+        await asyncio.sleep(POLL_S)
+    pytest.fail(f"left behind: {left()}")
 
 
 @pytest.mark.parametrize("fault", ["hang_before_101", "hang_after_101", "slow_first_event=60"])

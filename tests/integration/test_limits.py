@@ -125,7 +125,8 @@ async def test_a_429_cools_down_and_comes_back(simulator: SimulatorFactory, faul
     first, second = await simulator(name="first", faults=[f"{fault},next=1"]), await simulator(name="second")
     async with running_router(config_of(first, second)) as router:
         assert outcomes(await router.session()) == ["rate_limited", "ready"]
-        assert [(event.deployment, event.seconds) for event in router.cool_downs] == [("first", pytest.approx(0.6, abs=0.01))]
+        assert [event.deployment for event in router.cool_downs] == ["first"]
+        assert router.cool_downs[0].seconds == pytest.approx(0.6, abs=0.01)
         assert router.deployment("first").state == "cooling_down"
         assert dialled(await router.session()) == ["second"] and len(first.stats.requests) == 1
         assert not router.ejections and router.deployment("first").breaker.failures == 0

@@ -160,7 +160,9 @@ async def test_a_request_that_cannot_be_served_is_refused_in_both_forms(
         assert not router.records and not sim.stats.requests
 
 
-@pytest.mark.parametrize("query", ["call_id=rtc_1&model=voice", "model=voice&intent=dance", "model=voice&model=other", "model=a&deployment=b"])
+@pytest.mark.parametrize(
+    "query", ["call_id=rtc_1&model=voice", "model=voice&intent=dance", "model=voice&model=other", "model=a&deployment=b"]
+)
 async def test_a_query_that_makes_no_sense_is_a_400(simulator: SimulatorFactory, query: str) -> None:
     """It would make no sense at any deployment."""
     sim = await simulator()
@@ -314,12 +316,13 @@ async def test_default_model_and_aliases(simulator: SimulatorFactory) -> None:
         await simulator(), router={"model_group_alias": {"gpt-4o-realtime": MODEL}}, general={"default_model": MODEL}
     )
     async with running_router(config) as router:
-        for model, path, query in (
+        requests: tuple[tuple[str | None, str, dict[str, Any]], ...] = (
             (None, "/v1/realtime", {}),
             ("gpt-4o-realtime", "/realtime", {}),
             (None, "/openai/realtime", {"deployment": "gpt-4o-realtime", "api-version": "2025-04-01-preview"}),
             (MODEL, "/openai/v1/realtime", {}),
-        ):
+        )
+        for model, path, query in requests:
             async with router.connect(model, path=path, **query) as ws:
                 assert await next_type(ws) == "session.created"
             assert (await router.record_of(ws)).group == MODEL
@@ -510,7 +513,8 @@ async def test_what_is_no_http_is_refused(simulator: SimulatorFactory) -> None:
     """TLS on the plain port, an HTTP/2 preface, noise: no traceback, no program's name, no harm."""
     sim = await simulator()
     async with running_router(config_of(sim)) as router:
-        for noise in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 64, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x00\xff\r\n\r\n"):
+        hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 64
+        for noise in (hello, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x00\xff\r\n\r\n"):
             answer = await raw(router, noise)
             assert not answer or answer.startswith((b"HTTP/1.0 4", b"HTTP/1.1 4")), answer[:100]
             assert not leaks(answer, words=["python"])

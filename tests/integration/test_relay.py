@@ -61,18 +61,17 @@ class Session:
 
 
 @asynccontextmanager
-async def joined(*, early: bytes = b"", greeting: bytes | None = None, limit: int = 65536, **settings: Any) -> AsyncIterator[Session]:
+async def joined(*, greeting: bytes | None = None, limit: int = 65536, **settings: Any) -> AsyncIterator[Session]:
     """A session whose client has read the first event.
 
     Args:
-        early: bytes behind the client's request.
         greeting: frames behind the upstream's 101.
         limit: what the client reads ahead.
         settings: of the router.
     """
     async with raw_upstream(greeting=greeting) as server, running_router(config_of(server.api_base, router=settings)) as router:
         router.engine.sweep._interval_s = QUICK_SWEEP_S
-        client = await raw_client(router.port, early=early, limit=limit)
+        client = await raw_client(router.port, limit=limit)
         upstream = await server.accept()
         try:
             if greeting is None:
@@ -202,8 +201,7 @@ async def test_random_streams_in_both_directions_arrive_unchanged_and_in_order(s
 
 
 @on_both_loops
-async def test_bytes_that_nobody_asked_to_hold_are_the_very_same(  # mask keys and length forms included
-) -> None:
+async def test_bytes_that_nobody_asked_to_hold_are_the_very_same() -> None:
     """A client's frames reach the upstream with the client's own mask keys: nothing is encoded anew."""
     wire = b"".join(
         [
@@ -460,15 +458,15 @@ async def test_both_sides_may_say_close_at_once(side: str) -> None:
         await session.record()
 
 
+@pytest.mark.parametrize(("code", "answer"), [(4003, 4003), (None, 1000)])
 @on_both_loops
-async def test_a_client_that_leaves_without_answering_a_close(  # gets the upstream its answer
-) -> None:
-    """The upstream closed and the client hung up at once: the upstream is answered with its own code, not with an error."""
+async def test_an_upstream_is_answered_when_the_client_leaves_without_a_word(code: int | None, answer: int) -> None:
+    """The upstream closed and the client hung up at once: the upstream is answered with its own code, 1000 for none."""
     async with joined() as session:
-        await session.upstream.close(4003, b"over")
-        assert await session.client.closed() == (4003, b"over")
+        await session.upstream.close(code)
+        assert await session.client.closed() == (code, b"")
         session.client.hang_up()
-        assert await session.upstream.closed() == (4003, b"")
+        assert await session.upstream.closed() == (answer, b"")
 
 
 # --- losses -------------------------------------------------------------------------------------
@@ -632,7 +630,7 @@ async def test_peers_that_answer_pings_are_not_dead() -> None:
     [({"idle_timeout_s": 0.3}, "idle_timeout", "idle_timeout"), ({"max_session_s": 0.3}, "max_session", "session_expired")],
 )
 @on_both_loops
-async def test_time_limits_end_politely(settings: dict[str, float], cause: str, code: str) -> None:
+async def test_time_limits_end_politely(settings: dict[str, Any], cause: str, code: str) -> None:
     """The client gets an ``error`` event and then 1001, the upstream 1001."""
     async with joined(**settings) as session:
         event = json.loads(await session.client.message())
@@ -775,7 +773,7 @@ async def test_an_offender_gets_the_code_of_the_rfc_and_the_other_side_an_end(si
 
 
 async def _up_to_close(peer: RawPeer) -> tuple[list[bytes], int | None]:
-    payloads = []
+    payloads: list[bytes] = []
     while True:
         frame = await peer.data_frame()
         if frame.opcode == CLOSE:
@@ -785,7 +783,7 @@ async def _up_to_close(peer: RawPeer) -> tuple[list[bytes], int | None]:
 
 @on_both_loops
 async def test_endless_fragments_without_payload_are_not_held_for_ever() -> None:
-    """A message that waits for its type is held; its fragments' heads alone must not grow without end (they did: 47 bytes each)."""
+    """A message that waits for its type is held; the heads of its fragments alone were held without end, at 47 bytes each."""
     async with joined() as session:
         (relay,) = session.router.engine.relays.values()
         scanner = relay._up.scanner

@@ -36,7 +36,7 @@ GREETING = encode(TEXT, SESSION_CREATED, masked=False)
 @pytest.mark.parametrize("size", [10, 5_000, 60_000, 300_000])
 @on_both_loops
 async def test_bytes_behind_the_upgrade_request_reach_the_upstream(size: int) -> None:
-    """PROTOCOL §1.4: some clients speak before they are answered; nothing of it is lost or doubled, be it more than aiohttp keeps."""
+    """PROTOCOL §1.4: some clients speak before they are answered; nothing of it is lost, be it more than aiohttp keeps."""
     texts = [b'{"type":"input_audio_buffer.append","audio":"' + os.urandom(size // 8).hex().encode() + b'"}' for _ in range(4)]
     early = b"".join(encode(TEXT, text, masked=True) for text in texts)
     async with raw_upstream() as server, running_router(config_of(server.api_base)) as router:
@@ -77,7 +77,7 @@ async def test_a_request_that_comes_in_pieces_with_half_a_frame_behind_it() -> N
             upstream.abandon()
 
 
-@pytest.mark.parametrize("size", [10, 5_000, 60_000, 200_000])
+@pytest.mark.parametrize("size", [10, 5_000, 60_000, 200_000, 1_000_000])
 @on_both_loops
 async def test_bytes_behind_the_101_reach_the_client(size: int) -> None:
     """An upstream's first events come in the same segment as its 101; they may be long, and fragmented."""
@@ -144,7 +144,7 @@ async def test_an_upstream_that_leaves_behind_its_first_event_is_told_as_lost() 
 
 @on_both_loops
 async def test_a_client_that_flees_at_any_moment_leaves_nothing_behind() -> None:
-    """Reset or FIN at random moments around the 101: each session has one record, and every lease and connection is given back."""
+    """Reset or FIN at random moments around the 101: each session has one record, and every lease is given back."""
     rng = random.Random(5)
     async with raw_upstream() as server, running_router(config_of(server.api_base)) as router:
         count = 60
@@ -171,8 +171,25 @@ async def test_a_client_that_flees_at_any_moment_leaves_nothing_behind() -> None
         }
 
 
+@on_both_loops
+async def test_a_session_outlives_the_time_for_its_handshake() -> None:
+    """The server's own timer for idle connections has no say in one that was taken over."""
+    async with raw_upstream() as server:
+        config = config_of(server.api_base, general={"handshake_timeout_s": 0.5})
+        async with running_router(config) as router:
+            client = await raw_client(router.port)
+            upstream = await server.accept()
+            assert await client.message() == SESSION_CREATED
+            (relay,) = router.engine.relays.values()
+            await router.until_true(lambda: relay.summary().seconds > 1.2)
+            await client.text(b"still here")
+            assert await upstream.message() == b"still here"
+            client.abandon()
+            upstream.abandon()
+
+
 async def test_a_handler_ends_and_its_request_is_collected() -> None:
-    """aiohttp is told of the end of the connection when the leg is released: its request and handler do not outlive the session."""
+    """aiohttp is told of the end when the leg is released: its request and handler do not outlive the session."""
     async with raw_upstream() as server, running_router(config_of(server.api_base)) as router:
         for _ in range(3):
             client = await raw_client(router.port)

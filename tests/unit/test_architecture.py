@@ -33,7 +33,10 @@ PURE_CORE = (
     "router.pool",
     "router.providers",
     "router.proxies",
+    "router.redaction",
+    "router.relay.contract",
     "router.relay.frames",
+    "router.relay.rewrite",
     "router.retry",
     "router.usage",
 )
