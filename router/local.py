@@ -19,6 +19,8 @@ from router.relay.leg import Leg
 # Received and not yet taken messages may hold this much before the upstream's reading is paused, and half of it when it goes on.
 _HIGH_BYTES: Final = 1024 * 1024
 _CHUNK_BYTES: Final = 256 * 1024
+# What keeping a message costs besides its payload; an empty one is not free.
+_MESSAGE_COST_BYTES: Final = 100
 
 
 class SessionClosed(Exception):
@@ -47,8 +49,8 @@ class LocalTransport(asyncio.Transport):
             masked=False, max_message_bytes=max_message_bytes, sink=self, collect_limit_bytes=max_message_bytes
         )
         self._loop = asyncio.get_running_loop()
-        self._messages: deque[str | bytes] = deque()
-        self._size = 0  # bytes in ``_messages``
+        self._messages: deque[tuple[str | bytes, int]] = deque()  # each with what it counts for in ``_size``
+        self._size = 0  # bytes in ``_messages``, as they came: a text has fewer characters than bytes
         self._arrived: asyncio.Future[None] | None = None  # only set while ``receive`` waits
         self._readable: asyncio.Future[None] | None = None  # only set while ``send`` waits
         self._writing_paused = False
@@ -82,8 +84,8 @@ class LocalTransport(asyncio.Transport):
                 raise SessionClosed(*self.closed)
             self._arrived = self._arrived or self._loop.create_future()
             await asyncio.shield(self._arrived)
-        message = self._messages.popleft()
-        self._size -= len(message)
+        message, cost = self._messages.popleft()
+        self._size -= cost
         if self._writing_paused and self._size <= _HIGH_BYTES // 2:
             self._writing_paused = False
             self.leg.resume_writing()
@@ -116,8 +118,9 @@ class LocalTransport(asyncio.Transport):
     def message(self, opcode: int, event_type: str | None, size: int, payload: bytes | None) -> bytes | None:
         """A message is complete."""
         payload = payload or b""
-        self._messages.append(payload.decode(errors="replace") if opcode == TEXT else payload)
-        self._size += size
+        cost = size + _MESSAGE_COST_BYTES
+        self._messages.append((payload.decode(errors="replace") if opcode == TEXT else payload, cost))
+        self._size += cost
         if self._size > _HIGH_BYTES and not self._writing_paused:
             self._writing_paused = True
             self.leg.pause_writing()

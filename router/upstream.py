@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import os
 import re
@@ -51,8 +52,10 @@ _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 _BODY_BYTES: Final = 8 * 1024
 _BODY_TIMEOUT_S: Final = 0.5
 # What an upstream may send before it is joined to a client; then its reading is paused.
-_BACKLOG_BYTES: Final = 256 * 1024
+_BACKLOG_BYTES: Final = 1024 * 1024
 _DNS_TTL_S: Final = 10
+# How long the end of all connections is waited for when the dialer closes.
+_CLOSE_TIMEOUT_S: Final = 2.0
 # A shorter part of a key tells nothing, and may well be part of a word.
 _TELLING_CHARS: Final = 8
 _PLAIN_QUERY: Final = frozenset({"api-version", "deployment", "intent", "model"})
@@ -156,7 +159,8 @@ class Upstream:
 
     def control(self, opcode: int, payload: bytes) -> bool:
         """There is no client yet to answer a ping."""
-        if opcode == PING:
+        # One that pings and does not read the answers gets none.
+        if opcode == PING and not self.leg.writing_paused:
             self.leg.write(self.leg.frame(PONG, payload))
         return False
 
@@ -246,7 +250,10 @@ class Dialer:
         """Close what is shared."""
         session, self._session = self._session, None
         if session is not None:
-            await session.close()
+            # aiohttp waits for the end of every connection, those that were taken over included; the process's end does not.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                    await session.close()
         await self._tokens.close()
 
     def prefetch(self, deployment: DeploymentSettings) -> None:

@@ -37,6 +37,8 @@ from router.relay.sweep import Sweep
 
 # How long the other side's CLOSE, and then the end of its connection, is waited for.
 CLOSE_TIMEOUT_S: Final = 2.0
+# How long the last bytes may take to get out, once that time is over.
+FLUSH_TIMEOUT_S: Final = 0.5
 # How long an ending of the router's own waits for a boundary in the stream; a peer stalled in mid-message never reaches one.
 BOUNDARY_TIMEOUT_S: Final = 1.0
 
@@ -307,8 +309,7 @@ class Relay:
         code, reason = (1001, "") if direction.side == "client" else (1011, "upstream connection lost")
         if direction.peer.close is not None:
             # The other side waits for the answer to its CLOSE: give it its own code back (RFC 6455 §5.5.1).
-            code, reason = direction.peer.close[0], ""
-            code = 1000 if code == 1005 else code
+            code, reason = _echo(direction.peer.close[0]), ""
         self._send_close(direction, code, reason, now=True)
 
     def violated(self, direction: _Direction, error: FrameError) -> None:
@@ -357,7 +358,20 @@ class Relay:
 
     def _cut(self) -> None:
         """The time for an orderly end is over."""
-        # What was written but not yet taken, such as our CLOSE to a slow reader, is given up.
+        for direction in (self._up, self._down):
+            source = direction.source
+            waits = direction.close is not None and direction.peer.close is None and self._sent[direction.side] is None
+            if waits and not source.lost:
+                # It said CLOSE and the other side never answered: it gets its own code back from us (RFC 6455 §5.5.1).
+                assert direction.close is not None
+                self._send_close(direction.peer, _echo(direction.close[0]), "", now=True)
+                source.close()
+            else:
+                # What was written but not yet taken, such as our CLOSE to a slow reader, is given up.
+                source.abort()
+        self._timer = asyncio.get_running_loop().call_later(FLUSH_TIMEOUT_S, self._abort)
+
+    def _abort(self) -> None:
         self._client.abort()
         self._upstream.abort()
 
@@ -408,6 +422,11 @@ class Relay:
         code, reason = (1001, "") if direction.side == "client" else (1011, "upstream connection lost")
         self._send_close(direction, code, reason, now=True)
         direction.source.abort()
+
+
+def _echo(code: int) -> int:
+    """The code that answers a CLOSE: its own, or 1000 where it had none, for 1005 never travels."""
+    return 1000 if code == 1005 else code
 
 
 class _Watch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -92,8 +93,10 @@ async def test_every_session_survives_a_fault_by_silence(simulator: SimulatorFac
 async def test_the_third_failure_ejects_and_then_it_costs_nobody_anything(simulator: SimulatorFactory, fault: str) -> None:
     """Three sessions find out; all later ones make exactly one attempt and the first deployment is not even dialled."""
     first, second = await simulator(name="first", faults=[fault]), await simulator(name="second")
-    times = {"stagger_s": 0.1, "connect_timeout_s": 0.5, "ready_timeout_s": 0.5}
-    async with running_router(config_of(first, second, router=times)) as router:
+    config = config_of(
+        deployment_of(first, connect_timeout_s=0.4, ready_timeout_s=0.4), second, router={"stagger_s": 0.1 if fault in SILENT else 5}
+    )
+    async with running_router(config) as router:
         for number in range(1, 4):
             assert router.deployment("first").breaker.admits()
             assert (await router.session()).deployment == "second"
@@ -101,6 +104,8 @@ async def test_the_third_failure_ejects_and_then_it_costs_nobody_anything(simula
             await router.until(Attempt, number, where=lambda attempt: attempt.deployment == "first")
         ejected = await router.until(Ejected)
         assert ejected.deployment == "first" and ejected.in_a_row == 1 and 24 <= ejected.seconds <= 36
+        # On a busy machine the second one may take longer than so short a stagger, and that would dial the first one as well.
+        router.group.settings = replace(router.group.settings, stagger_s=30)
         seen = first.stats.connections + first.stats.connections_reset
         records = await many(router, 10)
         assert {tuple(dialled(record)) for record in records} == {("second",)}
@@ -134,12 +139,12 @@ async def test_one_alive_among_five_that_hang(simulator: SimulatorFactory) -> No
 
 async def test_a_loser_that_becomes_ready_is_sampled_and_closed(simulator: SimulatorFactory) -> None:
     """The slower one's time is measured, its session is closed with 1000, and its place is given back."""
-    slow, fast = await simulator(name="slow", faults=["slow_first_event=0.6"]), await simulator(name="fast")
+    slow, fast = await simulator(name="slow", faults=["slow_first_event=0.8"]), await simulator(name="fast")
     async with running_router(config_of(slow, fast, router={"stagger_s": 0.1})) as router:
         record = await router.session()
         assert record.deployment == "fast"
         late = await router.until(Attempt, where=lambda attempt: attempt.deployment == "slow")
-        assert late.outcome == "ready" and late.raced and late.seconds >= 0.6
+        assert late.outcome == "ready" and late.raced and late.seconds >= 0.8
         assert router.deployment("slow").ready_s is not None
         await slow.stats.wait_until(lambda stats: stats.close_codes[1000] == 1)
         await router.idle()
@@ -149,8 +154,8 @@ async def test_a_loser_that_becomes_ready_is_sampled_and_closed(simulator: Simul
 async def test_a_loser_that_times_out_is_blamed(simulator: SimulatorFactory) -> None:
     """A dead deployment is found out although every session is served by another one."""
     dead, alive = await simulator(name="dead", faults=["hang_after_101"]), await simulator(name="alive")
-    times = {"stagger_s": 0.05, "ready_timeout_s": 0.4}
-    async with running_router(config_of(dead, alive, router=times)) as router:
+    config = config_of(deployment_of(dead, ready_timeout_s=0.4), alive, router={"stagger_s": 0.05})
+    async with running_router(config) as router:
         async with router.connect() as ws:
             assert await next_type(ws) == "session.created"
             late = await router.until(Attempt, where=lambda attempt: attempt.deployment == "dead")
@@ -214,7 +219,7 @@ async def test_each_phase_has_its_own_time_out(simulator: SimulatorFactory, phas
     fault = {"upgrade": "hang_before_101", "first_event": "hang_after_101"}[phase]
     first = await simulator(name="first", faults=[fault])
     times = {"upgrade": {"connect_timeout_s": 0.3}, "first_event": {"ready_timeout_s": 0.3}}[phase]
-    async with running_router(config_of(first, await simulator(name="second"), router=times)) as router:
+    async with running_router(config_of(deployment_of(first, **times), await simulator(name="second"))) as router:
         record = await router.session()
         assert outcomes(record) == ["timeout", "ready"]
         assert record.attempts[0].detail == "no answer within 0.3 s"
@@ -236,7 +241,7 @@ async def test_litellms_timeout_bounds_a_dial_as_a_whole(simulator: SimulatorFac
 async def test_litellms_timeout_never_lengthens(simulator: SimulatorFactory) -> None:
     """A chat's ``timeout: 600`` leaves the dial's own limits as they are."""
     first = await simulator(name="first", faults=["hang_after_101"])
-    config = config_of(first, await simulator(name="second"), router={"timeout": 600, "ready_timeout_s": 0.3})
+    config = config_of(deployment_of(first, ready_timeout_s=0.3), await simulator(name="second"), router={"timeout": 600})
     async with running_router(config) as router:
         assert (await router.session()).attempts[0].detail == "no answer within 0.3 s"
 
@@ -302,6 +307,8 @@ async def test_a_bare_400_does_not_end_a_session_that_forwards_something(simulat
         async with router.connect(headers={"OpenAI-Safety-Identifier": "user-1"}) as ws:
             assert await next_type(ws) == "session.created"
         assert outcomes(await router.record_of(ws)) == ["refused", "ready"]
+        # The page may be the client's doing after all; bytes that are no HTTP cannot be.
+        assert router.deployment("first").breaker.failures == (0 if fault == "status=400" else 1)
 
 
 @pytest.mark.parametrize(
@@ -416,7 +423,7 @@ async def test_after_its_time_one_session_probes(simulator: SimulatorFactory) ->
         for _ in range(3):
             assert (await router.session()).deployment == "second"
         assert router.deployment("first").state == "ejected"
-        first.set_fault("slow_first_event=0.5")
+        first.set_fault("slow_first_event=1")
         await router.until_true(lambda: router.deployment("first").state == "probing")
         probing = asyncio.create_task(router.session())
         await router.until_true(lambda: router.deployment("first").sessions == 1)

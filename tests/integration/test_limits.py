@@ -117,7 +117,7 @@ async def test_tpm_bounds_tokens(simulator: SimulatorFactory) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    ["status=429,retry_after=0.6", "status=429,retry_after=0.6,code=rate_limit_exceeded"],
+    ["status=429,retry_after=1.2", "status=429,retry_after=1.2,code=rate_limit_exceeded"],
     ids=["bare", "with a body"],
 )
 async def test_a_429_cools_down_and_comes_back(simulator: SimulatorFactory, fault: str) -> None:
@@ -126,7 +126,7 @@ async def test_a_429_cools_down_and_comes_back(simulator: SimulatorFactory, faul
     async with running_router(config_of(first, second)) as router:
         assert outcomes(await router.session()) == ["rate_limited", "ready"]
         assert [event.deployment for event in router.cool_downs] == ["first"]
-        assert router.cool_downs[0].seconds == pytest.approx(0.6, abs=0.01)
+        assert router.cool_downs[0].seconds == pytest.approx(1.2, abs=0.01)
         assert router.deployment("first").state == "cooling_down"
         assert dialled(await router.session()) == ["second"] and len(first.stats.requests) == 1
         assert not router.ejections and router.deployment("first").breaker.failures == 0
@@ -166,7 +166,7 @@ async def test_a_dial_that_was_under_way_does_not_end_a_cool_down(simulator: Sim
 
     It did, and under load, where some dial is always under way, the cool-down never lasted.
     """
-    first, second = await simulator(name="first", faults=["slow_first_event=0.5,next=1"]), await simulator(name="second")
+    first, second = await simulator(name="first", faults=["slow_first_event=1,next=1"]), await simulator(name="second")
     async with running_router(config_of(first, second, router={"stagger_s": 5})) as router:
         slow = asyncio.create_task(router.session())
         await first.stats.wait_until(lambda stats: len(stats.requests) == 1)
@@ -249,7 +249,7 @@ async def test_the_process_is_full(simulator: SimulatorFactory) -> None:
 
 async def test_too_many_searches_at_once(simulator: SimulatorFactory) -> None:
     """``max_pending`` bounds the sessions that look for an upstream, not those that have one."""
-    slow = await simulator(faults=["slow_first_event=0.6"])
+    slow = await simulator(faults=["slow_first_event=1"])
     async with running_router(config_of(slow, general={"max_pending": 3})) as router:
         waiting = [asyncio.create_task(router.session()) for _ in range(3)]
         await slow.stats.wait_until(lambda stats: len(stats.requests) == 3)

@@ -440,6 +440,8 @@ async def test_a_close_that_is_never_answered_is_not_waited_for(side: str, monke
         await first.close(1000)
         assert await second.closed() == (1000, b"")
         assert await second.gone() == b""
+        # The one that said CLOSE gets its answer from the router then.
+        assert await first.closed() == (1000, b"")
         assert await first.gone() == b""
         record = await session.record()
         assert (record.who, record.cause, record.client_code, record.upstream_code) == (side, "close", 1000, 1000)
