@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,18 +27,25 @@ def main(arguments: Sequence[str]) -> int:
     if options and len(wanted) != 1:
         print(f"found options after {len(wanted)} names, expected them after one of {', '.join(known)}", file=sys.stderr)
         return 2
-    failed: dict[str, int] = {}
+    if len(wanted) == 1:
+        print(f"== {wanted[0]}", flush=True)
+        # In the place of this process, so that signals reach it, and its exit status whoever asked.
+        os.execv(sys.executable, command(wanted[0], options))
+    failed = []
     for name in wanted or known:
         print(f"== {name}", flush=True)
-        program = f"import sys; from {__package__}.{PREFIX}{name} import main; sys.exit(main())"
-        code = subprocess.run([sys.executable, "-c", program, *options], check=False).returncode
-        if code != 0:
-            failed[name] = code
+        if subprocess.run(command(name), check=False).returncode != 0:
+            failed.append(name)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
-        # What a single measurement has to say by its status is passed on.
-        return max(1, failed[wanted[0]]) if len(wanted) == 1 else 1
+        return 1
     return 0
+
+
+def command(name: str, options: Sequence[str] = ()) -> list[str]:
+    """The command line that runs one measurement."""
+    program = f"import sys; from {__package__}.{PREFIX}{name} import main; sys.exit(main())"
+    return [sys.executable, "-c", program, *options]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from tests.helpers.processes import ROOT, environment
 PATIENCE_S = 120.0
 MEASUREMENTS = {"bursts", "bursts8", "paced", "setup", "memory"}
 
-# A relay that is faithful except in one way, from its tenth event in a direction on.
+# A relay that is faithful except in one way, from its fifth event in a direction on.
 UNFAITHFUL = '''
 import os, sys
 import aiohttp
@@ -47,11 +47,11 @@ def alter(text, state, from_client):
     state["count"] = state.get("count", 0) + 1
     if way == "mixed":
         others.append(text)
-    if state["count"] < 10:
+    if state["count"] < 5:
         return [text]
     if way == "silent":
         return []
-    if state["count"] > 10 and way != "swapped":
+    if state["count"] > 5 and way != "swapped":
         return [text]
     middle = len(text) // 2
     if way == "lost":
@@ -63,7 +63,7 @@ def alter(text, state, from_client):
     if way == "duplicated":
         return [text, text]
     if way == "swapped":
-        if state["count"] == 10:
+        if state["count"] == 5:
             state["held"] = text
             return []
         return [text, state.pop("held")] if "held" in state else [text]
@@ -164,7 +164,7 @@ async def test_an_unfaithful_proxy_fails_the_run(way: str, direction: str, words
     command += " --port {port} --upstream {scheme}://127.0.0.1:{upstream_port}"
     command += " --client-key {client_key} --upstream-key {upstream_key}"
     path = tmp_path / "result.json"
-    options = ["--quick", "--only", "paced", "--seconds", "1", "--tls", "off", "--patience", "5", "--peers", "none"]
+    options = ["--quick", "--only", "paced", "--seconds", "2", "--tls", "off", "--patience", "5", "--peers", "none"]
     code, out, err = await bench("relay", *options, "--extra", f"bad={command}", "--json", str(path))
     assert code == 1, out + err
     assert re.search(f"^FAULT: bad, paced, no TLS upstream: .*{words}", err, re.MULTILINE), err

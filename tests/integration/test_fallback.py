@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -93,9 +94,8 @@ async def test_every_session_survives_a_fault_by_silence(simulator: SimulatorFac
 async def test_the_third_failure_ejects_and_then_it_costs_nobody_anything(simulator: SimulatorFactory, fault: str) -> None:
     """Three sessions find out; all later ones make exactly one attempt and the first deployment is not even dialled."""
     first, second = await simulator(name="first", faults=[fault]), await simulator(name="second")
-    config = config_of(
-        deployment_of(first, connect_timeout_s=0.4, ready_timeout_s=0.4), second, router={"stagger_s": 0.1 if fault in SILENT else 5}
-    )
+    impatient = deployment_of(first, connect_timeout_s=0.4, ready_timeout_s=0.4)
+    config = config_of(impatient, second, router={"stagger_s": 0.1 if fault in SILENT else 5})
     async with running_router(config) as router:
         for number in range(1, 4):
             assert router.deployment("first").breaker.admits()
@@ -218,7 +218,7 @@ async def test_each_phase_has_its_own_time_out(simulator: SimulatorFactory, phas
     """``connect_timeout_s`` ends with the 101, ``ready_timeout_s`` with the first good event."""
     fault = {"upgrade": "hang_before_101", "first_event": "hang_after_101"}[phase]
     first = await simulator(name="first", faults=[fault])
-    times = {"upgrade": {"connect_timeout_s": 0.3}, "first_event": {"ready_timeout_s": 0.3}}[phase]
+    times: dict[str, Any] = {"upgrade": {"connect_timeout_s": 0.3}, "first_event": {"ready_timeout_s": 0.3}}[phase]
     async with running_router(config_of(deployment_of(first, **times), await simulator(name="second"))) as router:
         record = await router.session()
         assert outcomes(record) == ["timeout", "ready"]
