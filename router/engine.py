@@ -15,7 +15,7 @@ from typing import cast
 from router.accounting import Accounting
 from router.auth import Principal
 from router.config.settings import Settings
-from router.errors import Overloaded, RateLimited, RouterError, ShuttingDown
+from router.errors import KeyLimitReached, Overloaded, RouterError, ShuttingDown
 from router.events import (
     ConfigAlarm,
     CooledDown,
@@ -175,7 +175,7 @@ class Engine:
 
         Raises:
             ShuttingDown, Overloaded: the process takes no more.
-            RateLimited: the key's own limit is reached.
+            KeyLimitReached: the key's own limit is reached.
         """
         if self.stopping:
             raise ShuttingDown(retry_after_s=1.0)
@@ -183,7 +183,7 @@ class Engine:
             raise Overloaded(retry_after_s=5.0)
         limit = principal.max_sessions
         if limit is not None and self._by_principal.get(principal.name, 0) >= limit:
-            raise RateLimited(retry_after_s=5.0)
+            raise KeyLimitReached(retry_after_s=5.0)
 
     async def serve(self, request: Request, accept: Accept) -> None:
         """Serve one session from its search to its end.

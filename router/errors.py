@@ -10,6 +10,7 @@
     │   └── UpgradeRequired         426
     ├── Unavailable                 the router has nothing to offer, now
     │   ├── RateLimited             429  all that is left is rate limited or full
+    │   │   └── KeyLimitReached     429  the key's own limit of sessions
     │   ├── NoDeploymentAvailable   503  nothing is left
     │   ├── Overloaded              503  the router's own limits
     │   ├── ShuttingDown            503  the process is about to end
@@ -177,6 +178,14 @@ class RateLimited(Unavailable):
     @property
     def public_message(self) -> str:
         return "All deployments of this model are at their limit. Try again later."
+
+
+class KeyLimitReached(RateLimited):
+    """The key holds as many sessions as it may."""
+
+    @property
+    def public_message(self) -> str:
+        return "This API key has reached its limit of sessions. Try again when one of them has ended."
 
 
 class NoDeploymentAvailable(Unavailable):

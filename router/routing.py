@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import tenacity
 
+from router.breaker import BreakerState
 from router.errors import BadHandshake, NoDeploymentAvailable, RateLimited, RouterError, TimedOut, UpstreamError
 from router.events import Attempt, Observers
 from router.pool import MAX_RETRY_AFTER_S, Deployment, Group, Lease, Pool
@@ -184,7 +185,7 @@ class Routing:
                 if now >= search.deadline:
                     raise TimedOut
                 while len(racing) < MAX_OPEN and (not racing or now >= next_at):
-                    chosen = self._choose(search)
+                    chosen = self._choose(search, racing.values())
                     if chosen is None:
                         next_at = search.deadline
                         break
@@ -228,8 +229,8 @@ class Routing:
         if racing:
             await asyncio.wait(racing)
 
-    def _choose(self, search: Search) -> tuple[Group, Deployment] | None:
-        """The next deployment to dial, by order, fallbacks, and fail-open; ``None``: nothing is left in this pass."""
+    def _choose(self, search: Search, racing: Collection[Deployment]) -> tuple[Group, Deployment] | None:
+        """The next deployment to dial, by order, fallbacks, and fail-open; ``None``: nothing is left for now."""
         if not search.dials_left:
             return None
         for group in search.chain:
@@ -245,6 +246,9 @@ class Routing:
                     if candidates[0].id in search.verdicts and not self._afford(search):
                         return None
                     return group, group.strategy.choose(candidates, search.call)
+        # An admitted one that is still being dialled is not helped by an ejected one beside it.
+        if any(deployment.breaker.state is not BreakerState.EJECTED for deployment in racing):
+            return None
         return self._fail_open(search)
 
     def _may_dial(self, search: Search, deployment: Deployment) -> bool:
