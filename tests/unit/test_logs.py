@@ -371,7 +371,8 @@ def test_what_looks_like_a_key_is_hidden_without_being_registered(observer: logs
 @pytest.mark.parametrize("place", [0, 990, 1990, 16 * 1024 - 5, 16 * 1024 - 20, 16 * 1024])
 def test_a_text_that_is_cut_leaves_no_part_of_a_secret(observer: logs.LogObserver, stream: io.StringIO, place: int) -> None:
     """Secrets are taken out before a text is cut, and where it is too long for that, no half of one is shown."""
-    secret = "abcdefghijklmnopqrstuvwxyz0123456789"
+    # No digits: a timestamp may hold any four of them in a row.
+    secret = "abcdefghijklmnopqrstuvwxyzZYXWVUTSRQ"
     # Another secret, so long that what is left of many of them is shorter than the bound of what is shown.
     logs.register_secrets([secret, "-" * 64])
     for filler in ("x", "-" * 64):
