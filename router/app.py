@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from router import handshake
 from router._version import __version__
@@ -141,10 +142,13 @@ class Surface:
         head = request_head(request)
         peer = peer_address(request)
         began = _Began()
+        facts = {"principal": "", "model": ""}  # for the log of a refusal
         try:
             upgrade = handshake.parse(head, self._server, peer=peer)
             peer = upgrade.client
+            facts["model"] = upgrade.model[:128]
             principal = self._authenticator.authenticate(upgrade.credentials)
+            facts["principal"] = principal.name
             group = self._engine.pool.find(upgrade.model)
             if group is None:
                 raise UnknownModel("The model of this request does not exist here.")
@@ -170,7 +174,7 @@ class Surface:
         except RouterError as error:
             if began.response is not None:
                 return began.response
-            return await self._refuse(request, head, session, error, peer)
+            return await self._refuse(request, head, session, error, peer, facts)
         except ConnectionResetError:
             # The client left while its 101 was on the way; the record says so.
             return began.response if began.response is not None else web.Response(status=499)
@@ -197,13 +201,25 @@ class Surface:
         return take_client(request)
 
     async def _refuse(
-        self, request: web.Request, head: handshake.RequestHead, session: str, error: RouterError, peer: str
+        self,
+        request: web.Request,
+        head: handshake.RequestHead,
+        session: str,
+        error: RouterError,
+        peer: str,
+        facts: Mapping[str, str],
     ) -> web.StreamResponse:
         """Tell a client that it gets no session, in the form that it can read."""
         if not error.recorded:
             self._tell(
                 SessionRefused(
-                    session=session, status=error.http_status, code=error.code, detail=error.public_message, client=peer
+                    session=session,
+                    status=error.http_status,
+                    code=error.code,
+                    detail=error.public_message,
+                    client=peer,
+                    principal=facts["principal"],
+                    model=facts["model"],
                 )
             )
         how = handshake.refusal(head, self._server)
@@ -299,7 +315,7 @@ class Surface:
                             "weight": deployment.weight,
                             "sessions": deployment.sessions,
                             "max_sessions": deployment.max_sessions,
-                            "ready_s": deployment.ready_s,
+                            "ready_s": deployment.ready_s if deployment.was_ready else None,
                             "first_audio_s": deployment.first_audio_s,
                             "available_in_s": deployment.available_in_s(),
                         }
@@ -345,9 +361,17 @@ def peer_address(request: web.Request) -> str:
     return str(name[0]) if isinstance(name, tuple) else ""
 
 
-@web.middleware
-async def in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error leaves as JSON in OpenAI's form, and none with anything of the inside."""
+def in_json(tell: Observers) -> Middleware:
+    """Return the middleware by which every error leaves as JSON in OpenAI's form, and none with anything of the inside."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await _in_json(request, handler, tell)
+
+    return middleware
+
+
+async def _in_json(request: web.Request, handler: Handler, tell: Observers) -> web.StreamResponse:
     try:
         return await handler(request)
     except RouterError as error:
@@ -359,6 +383,10 @@ async def in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
             404: "Nothing is served at this path. Sessions are at /v1/realtime?model=NAME.",
             405: "This path takes another method.",
         }.get(error.status, "The request could not be served.")
+        if "Upgrade" in request.headers:
+            # A client with a wrong address: whoever set it up looks for it in the log.
+            detail = f"{message} Found {request.path[:80]}."
+            tell(SessionRefused(session="", status=error.status, code=code, detail=detail, client=peer_address(request)))
         body = {"error": {"type": "invalid_request_error", "code": code, "message": message, "param": None}}
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
         return json_response(body, status=error.status, headers=headers)
@@ -424,7 +452,7 @@ class Server:
             await self._listen(server.ops_listen, self._surface.routes(sessions=False, operations=True))
 
     async def _listen(self, listen: ListenSettings, routes: list[web.RouteDef]) -> None:
-        app = web.Application(middlewares=[in_json], client_max_size=64 * 1024)
+        app = web.Application(middlewares=[in_json(self._engine.tell)], client_max_size=64 * 1024)
         app.add_routes(routes)
         app.on_response_prepare.append(_name_server)
         runner = web.AppRunner(

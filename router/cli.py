@@ -43,6 +43,8 @@ def load_or_fail(path: str, *, host: str | None = None, port: int | None = None)
     try:
         return load(path, host=host, port=port)
     except ConfigError as error:
+        for warning in error.warnings:
+            click.echo(f"warning: {warning}", err=True)
         problems = len(error.problems)
         fail(f"{error}\n{problems} problem{'s' if problems != 1 else ''} in {printable(path, 200)}", code=2)
 
@@ -73,11 +75,14 @@ def main(context: click.Context, config: str | None, host: str | None, port: int
 
 @main.command()
 @click.argument("file")
-def check(file: str) -> None:
-    """Say everything that is wrong with a configuration FILE; exit 0 when nothing is."""
+@click.option("--strict", is_flag=True, help="Exit with 2 on warnings as well.")
+def check(file: str, strict: bool) -> None:
+    """Say everything that is wrong with a configuration FILE; exit 0 when nothing is, 2 otherwise."""
     loaded = load_or_fail(file)
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}", err=True)
+    if strict and loaded.warnings:
+        fail(f"{len(loaded.warnings)} warning{'s' * (len(loaded.warnings) != 1)}, and none allowed by --strict", code=2)
     groups = loaded.settings.groups
     deployments = sum(len(group.deployments) for group in groups.values())
     click.echo(f"{file}: ok: {len(groups)} group{'s' * (len(groups) != 1)}, {deployments} deployment{'s' * (deployments != 1)}")

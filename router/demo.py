@@ -1,13 +1,15 @@
 """A demonstration with no key and no server: three simulated deployments of two dialects, and the router in front.
 
-One deployment refuses every third session, and now and then cuts one off before it is ready; the clients never notice, the log
+One deployment answers its first session with an error event and refuses every second one; the clients never notice, the log
 tells.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Final
 
 from router import logs
@@ -22,7 +24,7 @@ GROUP: Final = "voice"
 # (name, provider and model, dialect, path of the base, faults)
 _DEPLOYMENTS: Final[tuple[tuple[str, str, DialectName, str, tuple[str, ...]], ...]] = (
     ("steady", "openai/gpt-realtime", "openai", "/v1", ()),
-    ("flaky", "openai/gpt-realtime", "openai", "/v1", ("status=503,every=3", "error_event=server_error,every=5")),
+    ("flaky", "openai/gpt-realtime", "openai", "/v1", ("error_event=server_error,next=1", "status=503,every=2")),
     ("grok", "xai/grok-voice-latest", "xai", "/v1", ()),
 )
 
@@ -51,7 +53,13 @@ async def _demo(host: str, port: int) -> int:
         except ConfigError as error:
             print(error, file=sys.stderr)
             return 2
-        return await serve_until_signal(loaded.settings, Observers([logs.LogObserver()]), started=_invite)
+        return await serve_until_signal(loaded.settings, Observers([logs.LogObserver()]), started=_invite, hangup_ends=True)
+
+
+def _command() -> str:
+    """How this program was started, for whoever wants to start it again in another terminal."""
+    started = Path(sys.argv[0])
+    return os.path.relpath(started) if started.name == "realtime-router" else f"{sys.executable} -m router"
 
 
 def _invite(url: str) -> str:
@@ -61,7 +69,7 @@ def _invite(url: str) -> str:
 The router listens on {url}?model={GROUP}
 Behind it are three simulated deployments; "flaky" fails now and then. In another terminal, a few times:
 
-    {sys.executable} -m router talk --url {url} --model {GROUP} "What is the capital of France?"
+    {_command()} talk --url {url} --model {GROUP} "What is the capital of France?"
 
 Metrics: http://{address}/metrics    State: http://{address}/admin/deployments    End: Ctrl-C
 """

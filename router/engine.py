@@ -262,6 +262,11 @@ class Engine:
         except RouterError as error:
             self._record(request, search, None, None, who="router", cause=error.code, status=error.http_status)
             error.recorded = True
+            # For the traceback of a program that uses the library; a server's client never sees it.
+            for attempt in search.all_attempts(self.clock()):
+                error.add_note(f"{attempt.deployment}: {attempt.outcome} after {attempt.seconds:.3f} s: {attempt.detail}")
+            for deployment, reason in search.passed_over():
+                error.add_note(f"{deployment}: not dialled: {reason}")
             raise
         except asyncio.CancelledError:
             # Whoever cancels: the server when its client has left, or the end of the process.
@@ -346,7 +351,8 @@ class Engine:
                 principal=request.principal.name,
                 client=request.client,
                 deployment=deployment,
-                attempts=tuple(search.attempts),
+                attempts=search.all_attempts(self.clock()),
+                passed_over=search.passed_over() if end is None and books is None else (),
                 who=end.who if end is not None else who,
                 cause=end.cause if end is not None else cause,
                 phase=end.phase if end is not None else "waiting",

@@ -98,8 +98,9 @@ class ConfigError(RouterError):
 
     code = "invalid_configuration"
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[Problem], *, warnings: Sequence[Problem] = ()) -> None:
         self.problems = tuple(problems)
+        self.warnings = tuple(warnings)  # what else was noticed; often the reason of a problem, such as a skipped entry
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 

@@ -37,6 +37,8 @@ class SessionRefused:
     code: str  # the error's code, of a fixed set
     detail: str  # the operator's wording
     client: str
+    principal: str = ""  # whose key it was, where that is known
+    model: str = ""  # what was asked for: the client's words, at most 128 characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,7 @@ class Attempt:
     session: str
     group: str
     deployment: str
-    outcome: str  # a value of ``retry.Outcome``
+    outcome: str  # a value of ``retry.Outcome``; in a record also ``routing.UNDER_WAY``
     seconds: float
     detail: str = ""  # what was seen, for the log
     raced: bool = False  # another attempt of the session was ready first; the session did not wait for this one
@@ -101,6 +103,8 @@ class SessionRecord:
     client: str
     deployment: str  # empty when none was found
     attempts: tuple[Attempt, ...]
+    # Deployments in reach that were not dialled, with the reason; only when none served the session.
+    passed_over: tuple[tuple[str, str], ...]
     who: str  # client, upstream, router
     cause: str
     phase: str  # waiting, idle, turn

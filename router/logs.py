@@ -5,7 +5,8 @@ What is logged at which level:
 | level | what |
 |---|---|
 | error | a deployment that needs an operator (key, quota, access; at most once a minute each); the program's own faults |
-| warning | a failed attempt or probe; an ejection; warnings and errors of libraries (error stays error) |
+| warning | a failed attempt or probe; an ejection; a session that nobody could serve (429, 5xx) or whose upstream was \
+lost under it; warnings and errors of libraries (error stays error) |
 | info | a session's end, with all that is known of it; a ready attempt that was not the session's first; an attempt given up \
 with its client; a readmission; a cool-down; a refused request (a flood of them is summed up) |
 | debug | a session's beginning; that it is ready; a ready first attempt; a ready probe |
@@ -574,6 +575,7 @@ class LogObserver:
                 code=event.code,
                 detail=event.detail,
                 client=event.client,
+                **{name: value for name, value in (("principal", event.principal), ("model", event.model)) if value},
             )
 
     def _attempt(self, event: events.Attempt) -> None:
@@ -613,8 +615,12 @@ class LogObserver:
 
     def _session_ended(self, event: events.SessionRecord) -> None:
         self._attempts.pop(event.session, None)
-        self._log.info(
-            "session ended",
+        served = event.status == 101
+        lost = event.who == "upstream" and event.cause != "close"
+        # What hurt a caller must be found by its level: nobody could serve it, or its call was lost under it.
+        log = self._log.warning if lost or event.status == 429 or event.status >= 500 else self._log.info
+        log(
+            "session ended" if served else "session not served",
             session=event.session,
             group=event.group,
             principal=event.principal,
@@ -641,6 +647,7 @@ class LogObserver:
                 for attempt in event.attempts
             ],
             generation=event.generation,
+            passed_over=dict(event.passed_over),
         )
 
     # --- deployments --------------------------------------------------------------------------------

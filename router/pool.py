@@ -78,6 +78,7 @@ class Deployment:
         self.starts = SlidingWindow(settings.rpm, clock=clock)
         self.tokens = SlidingWindow(settings.tpm, clock=clock)
         self.sessions = 0
+        self.was_ready = False  # at least once; before that ``ready_s`` is made of penalties alone
         self._ready = PeakEwma(LATENCY_DECAY_S, clock)
         self._first_audio = PeakEwma(LATENCY_DECAY_S, clock)
         self._tell = tell
@@ -136,6 +137,14 @@ class Deployment:
         """Whether a session may begin here now."""
         return not self.obstacle() and self.breaker.admits()
 
+    def why_not(self) -> str:
+        """Why no session may begin here now, in a word or two; empty when one may."""
+        obstacle = self.obstacle()
+        if obstacle or self.breaker.admits():
+            return obstacle
+        state = self.breaker.state
+        return f"{state}: {self.breaker.reason}" if state is BreakerState.EJECTED else state.value
+
     def available_in_s(self) -> float | None:
         """Seconds until what stands in the way will have passed by itself; ``None``: nobody knows."""
         obstacle = self.obstacle()
@@ -156,6 +165,7 @@ class Deployment:
     def ready(self, lease: Lease, seconds: float) -> None:
         """The attempt's upstream sent its first good event after ``seconds``."""
         self._ready.observe(seconds)
+        self.was_ready = True
         # A cool-down stays: nobody dials while it runs, so this dial began before the provider asked to be left alone.
         ticket = self.breaker.ready(lease.ticket)
         if ticket is not None:

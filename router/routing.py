@@ -36,6 +36,8 @@ from strategies.base import Call
 
 # Attempts of one session that may be open at a time (DESIGN §3.3).
 MAX_OPEN: Final = 3
+# In a session's record, in the place of an outcome: the attempt had not ended when the record was made.
+UNDER_WAY: Final = "under_way"
 # Told to clients when nobody knows how long it will take.
 DEFAULT_RETRY_AFTER_S: Final = 5.0
 
@@ -82,7 +84,8 @@ class Search:
         self.forward = forward
         self.started = started
         self.deadline = started + group.settings.total_timeout_s
-        self.attempts: list[Attempt] = []
+        self.attempts: list[Attempt] = []  # those that have ended
+        self.under_way: dict[str, tuple[Deployment, float]] = {}  # the others: when their dial began, by deployment's id
         self.dials = 0
         self.redials = 0  # number of the pass, counted from 0
         self.tried: set[str] = set()  # in this pass
@@ -95,6 +98,30 @@ class Search:
     def deployments(self) -> list[tuple[Group, Deployment]]:
         """Everything in reach."""
         return [(group, deployment) for group in self.chain for deployment in group.deployments]
+
+    def all_attempts(self, now: float) -> tuple[Attempt, ...]:
+        """Every attempt, those included that are still under way (a loser of a race may be)."""
+        pending = tuple(
+            Attempt(
+                session=self.session,
+                group=deployment.settings.group,
+                deployment=deployment.id,
+                outcome=UNDER_WAY,
+                seconds=now - started,
+                raced=True,
+            )
+            for deployment, started in self.under_way.values()
+        )
+        return (*self.attempts, *pending)
+
+    def passed_over(self) -> tuple[tuple[str, str], ...]:
+        """Deployments in reach that were not dialled, with the reason."""
+        dialled = {attempt.deployment for attempt in self.attempts} | set(self.under_way)
+        return tuple(
+            (deployment.id, deployment.why_not() or "not reached")
+            for _, deployment in self.deployments
+            if deployment.id not in dialled
+        )
 
     @property
     def dials_left(self) -> bool:
@@ -284,6 +311,7 @@ class Routing:
         search.tried.add(deployment.id)
         search.dials += 1
         lease = deployment.lease()
+        search.under_way[deployment.id] = (deployment, self._clock())
         return self._tasks.spawn(
             self._attempt(search, deployment, lease, search.forward(group)), name=f"dial {search.session} {deployment.id}"
         )
@@ -338,6 +366,7 @@ class Routing:
             detail=detail,
             raced=search.over,
         )
+        search.under_way.pop(deployment.id, None)
         search.attempts.append(attempt)
         self._tell(attempt)
 

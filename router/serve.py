@@ -57,7 +57,7 @@ def serve(loaded: Loaded) -> int:
 
 
 async def serve_until_signal(
-    settings: Settings, tell: Observers, *, started: Callable[[str], str] | None = None
+    settings: Settings, tell: Observers, *, started: Callable[[str], str] | None = None, hangup_ends: bool = False
 ) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code.
 
@@ -65,6 +65,7 @@ async def serve_until_signal(
         settings: the generation.
         tell: observers; metrics are added.
         started: URL → what to print once connections are accepted, instead of one line.
+        hangup_ends: SIGHUP ends it as well, for what belongs to a terminal.
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -72,7 +73,7 @@ async def serve_until_signal(
         loop.add_signal_handler(number, stop.set)
     if hasattr(signal, "SIGHUP"):
         # A terminal that closes, or an operator who expects a reload, must not end every call.
-        loop.add_signal_handler(signal.SIGHUP, _hangup, tell)
+        loop.add_signal_handler(signal.SIGHUP, *((stop.set,) if hangup_ends else (_hangup, tell)))
     loop.set_exception_handler(lambda _, context: _loop_error(tell, context))
 
     registry = CollectorRegistry()
@@ -98,7 +99,10 @@ async def serve_until_signal(
         gc.enable()
         url = url_of(server.addresses[0])
         say(f"realtime-router listening on {url}" if started is None else started(url))
-        tell(Notice(level="info", event="listening", facts={"url": url, "groups": len(settings.groups)}))
+        facts = {"url": url, "groups": len(settings.groups)}
+        if settings.server.ops_listen is not None:
+            facts["operations"] = "http://{}:{}".format(*server.addresses[-1])
+        tell(Notice(level="info", event="listening", facts=facts))
         await stop.wait()
         tell(Notice(level="info", event="stopping", facts={"sessions": engine.sessions}))
         await server.stop(timeout_s=STOP_TIMEOUT_S)

@@ -14,6 +14,7 @@ from yarl import URL
 
 # The router answers within 8 s by default; after that nothing is to be expected.
 _OPEN_TIMEOUT_S: Final = 15.0
+_BODY_BYTES: Final = 8192
 
 
 async def talk(url: str, *, model: str, key: str | None, text: str, timeout_s: float) -> int:
@@ -30,11 +31,17 @@ async def talk(url: str, *, model: str, key: str | None, text: str, timeout_s: f
     """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     target = URL(url).update_query(model=model)
+    if target.scheme not in ("ws", "wss", "http", "https") or not target.host:
+        print(f"--url: found {url!r}, expected an address such as ws://127.0.0.1:4000/v1/realtime", file=sys.stderr)
+        return 2
     started = time.monotonic()
+    refusals: list[str] = []  # the router's words when it refuses
     answered: list[str] = []  # the deployment that the 101 names, where the router exposes it
 
     async def note(session: object, context: object, params: aiohttp.TraceRequestEndParams) -> None:
         answered.append(params.response.headers.get("x-router-deployment", ""))
+        if params.response.status != 101:
+            refusals.append(_reason(await params.response.content.read(_BODY_BYTES)))
 
     trace = aiohttp.TraceConfig()
     trace.on_request_end.append(note)
@@ -49,7 +56,11 @@ async def talk(url: str, *, model: str, key: str | None, text: str, timeout_s: f
                 async with asyncio.timeout(timeout_s):
                     return await _turn(socket, text)
     except aiohttp.WSServerHandshakeError as error:
-        print(f"refused with HTTP {error.status}", file=sys.stderr)
+        print(f"refused with HTTP {error.status}: {''.join(refusals) or 'no reason given'}", file=sys.stderr)
+        if error.status == 401:
+            print("The key goes into --key, or REALTIME_ROUTER_KEY.", file=sys.stderr)
+    except aiohttp.ClientConnectorError as error:
+        print(f"cannot connect to {target.host}:{target.port}: {error.os_error.strerror or error.os_error}", file=sys.stderr)
     except aiohttp.ClientError as error:
         print(f"cannot connect to {target.host}:{target.port}: {error}", file=sys.stderr)
     except TimeoutError:
@@ -87,17 +98,31 @@ async def _turn(socket: aiohttp.ClientWebSocketResponse, text: str) -> int:
             print(f"error event: {event.get('error')}", file=sys.stderr)
         elif kind == "response.done":
             print("\n" if spoken else "", end="")
-            return _done(event.get("response") or {}, audio_bytes, f"{_ms(asked)}{first_audio}")
+            return _done(event, audio_bytes, f"{_ms(asked)}{first_audio}")
+    print("\n" if spoken else "", end="")
     print(f"closed with {socket.close_code} before the answer was complete", file=sys.stderr)
     return 1
 
 
-def _done(response: dict[str, Any], audio_bytes: int, times: str) -> int:
-    usage = response.get("usage") or {}
+def _reason(body: bytes) -> str:
+    """The message in a refusal's body."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return ""
+
+
+def _done(event: dict[str, Any], audio_bytes: int, times: str) -> int:
+    response = event.get("response") or {}
+    # xAI puts it beside the response.
+    usage = response.get("usage") or event.get("usage") or {}
     # 24 kHz, 16 bits: 48,000 bytes a second.
     seconds = audio_bytes / 48_000
     print(f"{response.get('status')} after {times}; {seconds:.1f} s of audio, {usage.get('total_tokens', 0)} tokens")
-    return 0 if response.get("status") == "completed" else 1
+    if response.get("status") == "completed":
+        return 0
+    print(f"reason: {response.get('status_details')}", file=sys.stderr)
+    return 1
 
 
 async def _ask(socket: aiohttp.ClientWebSocketResponse, text: str) -> None:

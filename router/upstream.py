@@ -345,10 +345,10 @@ class Dialer:
                 trace_request_ctx=progress,
             )
         except aiohttp.ClientError as error:
-            raise _translate(error, progress) from error
+            raise _translate(error, progress, f"{url.host}:{url.port}") from error
         except (OSError, ssl.SSLError, UnicodeError, ValueError) as error:
             # ValueError: a host name or an answer that aiohttp or yarl cannot make sense of.
-            raise ConnectFailed(f"{type(error).__name__}: {_short(error)}") from error
+            raise ConnectFailed(f"{url.host}:{url.port}: {type(error).__name__}: {_short(error)}") from error
         try:
             if response.status != 101:
                 raise await _rejected(response, progress.sent)
@@ -407,20 +407,20 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _translate(error: aiohttp.ClientError, progress: _Progress) -> Exception:
+def _translate(error: aiohttp.ClientError, progress: _Progress, address: str) -> Exception:
     """An aiohttp error as one of ours (learned from httpcore's ``map_exceptions``)."""
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return ConnectFailed(f"proxy answered CONNECT with HTTP {error.status}")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return ConnectFailed(f"certificate not accepted: {_short(error.certificate_error)}")
+        return ConnectFailed(f"{address}: certificate not accepted: {_short(error.certificate_error)}")
     if isinstance(error, aiohttp.ClientConnectorError):
-        return ConnectFailed(_short(error.os_error) or type(error.os_error).__name__)
+        return ConnectFailed(f"{address}: {_short(error.os_error) or type(error.os_error).__name__}")
     if isinstance(error, aiohttp.ClientResponseError):
         # ``error.status`` is aiohttp's own 400 then, which no upstream sent.
         return HandshakeRejected(0, detail="answer is not legal HTTP")
     if isinstance(error, aiohttp.ServerDisconnectedError) or progress.phase == "upgrade":
         return HandshakeRejected(0, detail="connection closed without an answer")
-    return ConnectFailed(f"{type(error).__name__}: {_short(error)}")
+    return ConnectFailed(f"{address}: {type(error).__name__}: {_short(error)}")
 
 
 async def _rejected(response: aiohttp.ClientResponse, sent: frozenset[str]) -> HandshakeRejected:

@@ -48,6 +48,8 @@ _TOKENS = ("azure_ad_token", "azure_ad_token_file", "azure_ad_token_command")
 OFF_BY_NULL = frozenset({"idle_timeout_s", "max_session_s", "max_attempts", "num_retries", "health_check"})
 _DEFAULTS: Mapping[str, Any] = {item.name: item.default for item in dataclasses.fields(DeploymentSettings)}
 
+# A key in capitals only, with no digit run of a real one: somebody forgot ``os.environ/``.
+_VARIABLE_NAME = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
 T = TypeVar("T")
 M = TypeVar("M", bound=Section)
 
@@ -339,7 +341,7 @@ class _Reader:
             report.error((*params_path, "model"), "no model after the provider", f"{provider}/MODEL")
             return None
         params = _without_aliases(params, params_path, report)
-        params = self._fill_key(provider, params, params_path, problems)
+        params = self._fill_key(provider, params, raw.get("api_key"), params_path, problems)
         params = self._absolute(params, data, params_path, problems)
         faults = [
             *_check_base(provider, params, data, params_path, problems),
@@ -371,11 +373,14 @@ class _Reader:
             checked, data = salvage(kind, data, [*unset, *faults], path)
         return checked, data
 
-    def _fill_key(self, provider: str, params: Params, path: Path, problems: list[Fault]) -> Params:
+    def _fill_key(self, provider: str, params: Params, raw_key: object, path: Path, problems: list[Fault]) -> Params:
         """Take the provider's usual variable when the file names no key."""
         kind = providers.PROVIDERS[provider]
         has_token = provider == "azure" and any(getattr(params, key) for key in _TOKENS)
         told = any(fault.path[: len(path)] == path and fault.path[-1] in ("api_key", *_TOKENS) for fault in problems)
+        if params.api_key is not None and _VARIABLE_NAME.fullmatch(params.api_key) and raw_key == params.api_key:
+            expected = "os.environ/NAME to read a variable"
+            self.report.warn((*path, "api_key"), "a literal key that looks like a variable's name", expected)
         if params.api_key is not None or has_token or told:
             return params
         for variable in kind.key_variables:

@@ -136,7 +136,7 @@ LATER_KEYS: Mapping[str, frozenset[str]] = {
         "redis redis_url redis_host redis_port redis_password redis_username redis_db redis_ssl resume dialects".split()
     ),
     "groups": frozenset("resume dialects".split()),
-    "general_settings": frozenset("drain tls".split()),
+    "general_settings": frozenset({"drain"}),
 }
 
 # ``model_info`` is free-form in LiteLLM, so these and all others pass in silence; they are listed for the editor's schema only.

@@ -107,7 +107,7 @@ class Report:
     def raise_if_failed(self) -> None:
         """Raise ``ConfigError`` with all errors so far, in the file's order."""
         if self.errors:
-            raise ConfigError(self.told(self.errors))
+            raise ConfigError(self.told(self.errors), warnings=self.told(self.warnings))
 
     def told(self, problems: Iterable[Problem]) -> tuple[Problem, ...]:
         """Return problems as they are told: in the file's order, each once, not endlessly many, and without hidden values."""

@@ -100,7 +100,22 @@ def simulate(
 ) -> None:
     """Run a simulated provider until Ctrl-C or SIGTERM.
 
-    Its faults can be changed while it runs: POST, GET and DELETE /_sim/faults; GET /_sim/stats tells what it saw.
+    Its faults can be changed while it runs: POST /_sim/faults with {"verb": "status", "status": 503, "next": 3}, GET and DELETE
+    /_sim/faults; GET /_sim/stats tells what it saw.
+
+    \b
+    Faults (verb=VALUE,option=…; each takes next=N, every=K, probability=P as well):
+      refuse                      no connection, or a reset (reset=true)
+      status=503,retry_after=7    another HTTP status than 101
+      hang_before_101             a connection and no answer
+      hang_after_101              a 101 and silence
+      slow_first_event=2.5        the first event late, in seconds
+      error_event=CODE,close=N    a 101, an error event, a close
+      close_after_events=N        so many events, then a close
+      reset_after_events=N        so many events, then a reset
+      garbage=frame|json|http     illegal bytes
+      stall, drop_mid_turn        silence, or the connection's end, in mid-answer
+      fail_turn=CODE              each answer ends as failed
     """
     import asyncio
     import contextlib

@@ -108,6 +108,7 @@ def record_of(**changes: Any) -> events.SessionRecord:
         "client": "192.0.2.7",
         "deployment": "d2",
         "attempts": (attempt_of("timeout", detail="no answer within 2 s"), attempt_of()),
+        "passed_over": (),
         "who": "client",
         "cause": "close",
         "phase": "idle",
@@ -170,6 +171,7 @@ def test_a_session_end_tells_everything(observer: logs.LogObserver, lines: Lines
             {"deployment": "d1", "outcome": "timeout", "ms": 250.0},
             {"deployment": "d1", "outcome": "ready", "ms": 250.0},
         ],
+        "passed_over": {},
         "generation": 1,
     }
 
@@ -712,3 +714,25 @@ def test_a_second_configuration_reaches_an_observer_of_the_first(stream: io.Stri
             observer(notice_of(a=1))
     assert first.getvalue() == ""
     assert json.loads(stream.getvalue())["a"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "name"),
+    [
+        ({}, "info", "session ended"),
+        ({"who": "upstream", "cause": "close"}, "info", "session ended"),
+        ({"who": "upstream", "cause": "lost", "client_code": 1011}, "warning", "session ended"),
+        ({"status": 503, "client_code": None, "passed_over": (("d3", "ejected: timeout"),)}, "warning", "session not served"),
+        ({"status": 429, "client_code": None}, "warning", "session not served"),
+        ({"status": 400, "client_code": None}, "info", "session not served"),
+        ({"status": 499, "client_code": None}, "info", "session not served"),
+    ],
+)
+def test_what_hurts_a_caller_is_found_by_its_level(
+    observer: logs.LogObserver, stream: io.StringIO, changes: dict[str, Any], level: str, name: str
+) -> None:
+    """A session that nobody could serve, or that was lost under its client, is a warning; one that never began did not end."""
+    observer(record_of(**changes))
+    line = json.loads(stream.getvalue())
+    assert (line["level"], line["event"]) == (level, name)
+    assert line["passed_over"] == dict(changes.get("passed_over", ()))

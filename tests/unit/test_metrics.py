@@ -63,6 +63,7 @@ def record_of(**changes: typing.Any) -> events.SessionRecord:
         "principal": "master",
         "client": "127.0.0.1",
         "deployment": "d1",
+        "passed_over": (),
         "attempts": (attempt_of(),),
         "who": "client",
         "cause": "close",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from router.errors import ConfigError
 from tests.unit.config.helpers import ONE, deployments, loaded, only, problem, problems
 
 # --- os.environ/NAME -----------------------------------------------------------------------------
@@ -104,12 +105,32 @@ def test_keys_of_later_versions_warn() -> None:
     text = ONE + (
         "router_settings: {redis: 'redis://u:hush@h', redis_host: h, resume: {max_items: 1}}\n"
         "groups: {voice: {dialects: {}}}\n"
-        "general_settings: {drain: 5, tls: {cert: x}, workers: 4}\n"
+        "general_settings: {drain: 5, workers: 4}\n"
     )
     warnings = loaded(text).warnings
-    assert len(warnings) == 7 and all("no effect in this version" in warning.found for warning in warnings)
+    assert len(warnings) == 6 and all("no effect in this version" in warning.found for warning in warnings)
     assert "hush" not in "\n".join(map(str, warnings))
     assert not loaded(ONE + "general_settings: {workers: 1}").warnings
+
+
+def test_tls_is_not_passed_over() -> None:
+    """Whoever asks for TLS must not get a router that takes keys in clear with a warning."""
+    with pytest.raises(ConfigError, match=r"general_settings\.tls"):
+        loaded(ONE + "general_settings: {tls: {cert: x, key: y}}\n")
+
+
+def test_a_key_that_looks_like_a_variable_warns() -> None:
+    """The likeliest mistake with a key is a forgotten os.environ/."""
+    (warning,) = loaded(deployments("model: xai/voice, api_key: XAI_API_KEY")).warnings
+    assert warning.path == "model_list[0].litellm_params.api_key" and "os.environ/" in warning.expected
+    assert not loaded(deployments("model: xai/voice, api_key: xai-0123456789abcdef")).warnings
+
+
+def test_warnings_are_told_beside_errors() -> None:
+    """A skipped entry is often the reason of an error, so its warning must not wait for the error's end."""
+    with pytest.raises(ConfigError) as caught:
+        loaded("model_list: [{model_name: chat, litellm_params: {model: xai/grok-4}}]\n")
+    assert any("model_list[0]" in warning.path for warning in caught.value.warnings)
 
 
 def test_model_info_is_free_form() -> None:
