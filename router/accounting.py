@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-import orjson
-
+from router.jsontext import parse_object
 from router.relay.contract import Phase, Side
 from router.relay.frames import BINARY
 from router.usage import Usage, response_usage, transcription_usage
@@ -272,13 +271,7 @@ def _remember(ids: dict[str, None], new: str) -> bool:
 
 
 def _parse(payload: bytes | None) -> dict[str, Any]:
-    if payload is None:
-        return {}
-    try:
-        event = orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        return {}
-    return event if isinstance(event, dict) else {}
+    return {} if payload is None else parse_object(payload)
 
 
 def _object(event: dict[str, Any], key: str) -> dict[str, Any]:

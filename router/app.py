@@ -153,6 +153,7 @@ class Surface:
             if group is None:
                 raise UnknownModel("The model of this request does not exist here.")
             principal.require(group.settings.name)
+            handshake.forward(upgrade, group.settings)  # what cannot travel is refused before anybody is dialled
 
             def forward(target: Group) -> Forward:
                 return handshake.forward(upgrade, target.settings)
@@ -392,6 +393,26 @@ async def _in_json(request: web.Request, handler: Handler, tell: Observers) -> w
         return json_response(body, status=error.status, headers=headers)
 
 
+class _Limits:
+    """What all connections of the process share.
+
+    Args:
+        most: descriptors for clients and upstreams together.
+        engine: knows the sessions, each of which has an upstream's descriptor as well.
+        answer_timeout_s: how long a client may take nothing of an answer.
+    """
+
+    def __init__(self, *, most: int, engine: Engine, answer_timeout_s: float) -> None:
+        self.open = 0  # clients' connections, whatever they do
+        self.answer_timeout_s = answer_timeout_s
+        self._most = most
+        self._engine = engine
+
+    def full(self) -> bool:
+        """No room for the last connection that was opened."""
+        return self.open + self._engine.sessions > self._most
+
+
 class _Http(web.RequestHandler):
     """aiohttp's protocol, with the router's words where aiohttp answers by itself.
 
@@ -399,7 +420,46 @@ class _Http(web.RequestHandler):
     quote may be a key, which then stood in the log as well.
     """
 
-    __slots__ = ()
+    __slots__ = ("_limits", "_stall")
+
+    def __init__(self, manager: web.Server, *, limits: _Limits, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._limits = limits
+        self._stall: asyncio.TimerHandle | None = None  # only set while the client takes nothing of an answer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client, unless descriptors would run out: sessions that run need theirs."""
+        super().connection_made(transport)
+        self._limits.open += 1
+        if self._limits.full():
+            cast(asyncio.Transport, transport).abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The client is gone, or its session is over."""
+        self._limits.open -= 1
+        self._end_stall()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client takes nothing; aiohttp would wait for it for ever."""
+        super().pause_writing()
+        loop = asyncio.get_running_loop()
+        self._stall = loop.call_later(self._limits.answer_timeout_s, self._cut)
+
+    def resume_writing(self) -> None:
+        """It takes again."""
+        self._end_stall()
+        super().resume_writing()
+
+    def _cut(self) -> None:
+        self._stall = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _end_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -433,6 +493,7 @@ class Server:
     def __init__(self, engine: Engine, *, render_metrics: RenderMetrics) -> None:
         self._engine = engine
         self._surface = Surface(engine, render_metrics=render_metrics)
+        self._limits: _Limits  # set by ``start``
         self._runners: list[web.AppRunner] = []
         self._listeners: list[asyncio.Server] = []
         self.addresses: list[tuple[str, int]] = []  # that are listened on, the clients' first
@@ -445,8 +506,10 @@ class Server:
         self._engine.start()
         server = self._engine.settings.server
         limit = raise_descriptor_limit()
+        room = max(2, limit - _RESERVED_DESCRIPTORS)
         # A session has two sockets.
-        self._engine.max_sessions = max(1, min(server.max_sessions, (limit - _RESERVED_DESCRIPTORS) // 2))
+        self._engine.max_sessions = min(server.max_sessions, room // 2)
+        self._limits = _Limits(most=room, engine=self._engine, answer_timeout_s=server.handshake_timeout_s)
         await self._listen(server.listen, self._surface.routes(sessions=True, operations=server.ops_listen is None))
         if server.ops_listen is not None:
             await self._listen(server.ops_listen, self._surface.routes(sessions=False, operations=True))
@@ -475,6 +538,10 @@ class Server:
                 access_log=cast(Any, None),
                 # The only guard against a request head that never ends; aiohttp's default is an hour.
                 keepalive_timeout=self._engine.settings.server.handshake_timeout_s,
+                # No request has a body that anybody reads: it is neither unpacked nor waited for.
+                auto_decompress=False,
+                lingering_time=0,
+                limits=self._limits,
             )
 
         listener = await loop.create_server(protocol, listen.host, listen.port, backlog=1024, reuse_address=True)

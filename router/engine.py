@@ -29,7 +29,7 @@ from router.events import (
     UsageRecorded,
 )
 from router.health import Prober
-from router.pool import Deployment, Group, Pool
+from router.pool import Group, Pool
 from router.providers import ErrorKind, error_kind
 from router.providers.base import Forward
 from router.relay.contract import SessionEnd, error_event
@@ -45,6 +45,9 @@ from strategies.base import Call
 
 # How often a running session's counts reach the observers, so that metrics of hour-long calls move.
 TRAFFIC_INTERVAL_S = 5.0
+
+# How long a connection that was cut takes to be gone; a turn or two of the event loop.
+_CUT_TIMEOUT_S = 0.5
 
 _EARLY_CLOSE = Verdict(outcome=Outcome.EARLY_CLOSE, blames=True, transient=True)
 
@@ -161,6 +164,14 @@ class Engine:
                 while self._relays or self._pending:
                     self._relay_ended.clear()
                     await self._relay_ended.wait()
+        # Who has not answered by now is cut; the handlers end before the server cancels them.
+        for relay in list(self._relays.values()):
+            relay.cut()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CUT_TIMEOUT_S):
+                while self._relays:
+                    self._relay_ended.clear()
+                    await self._relay_ended.wait()
 
     async def close(self) -> None:
         """End what runs in the background."""
@@ -220,7 +231,7 @@ class Engine:
         )
         opened = await self._open(request, search)
         ready_s = self.clock() - search.started
-        books = _Books(self, request, opened.deployment)
+        books = _Books(self, request, opened)
         leg: Leg | None = None
         relay: Relay | None = None
         try:
@@ -323,7 +334,9 @@ class Engine:
         deployment = opened.deployment
         if end is None:
             return
-        abnormal = abnormal_end(by_upstream=end.who == "upstream", cause=end.cause, code=end.upstream_code)
+        abnormal = abnormal_end(
+            by_upstream=end.who == "upstream", cause=end.cause, code=end.upstream_code, client_spoke=end.client_events > 0
+        )
         if abnormal and end.seconds < books.group.settings.breaker.early_close_s:
             detail = f"session ended by the upstream ({end.cause}, code {end.upstream_code}) after {end.seconds:.1f} s"
             deployment.failed(opened.lease, _EARLY_CLOSE, ready_s, detail)
@@ -359,7 +372,7 @@ class Engine:
                 status=status if end is not None or books is None else 499,
                 client_code=end.client_code if end is not None else None,
                 upstream_code=end.upstream_code if end is not None else None,
-                upstream_reason=end.upstream_reason if end is not None else "",
+                upstream_reason=books.tellable(end.upstream_reason) if end is not None and books is not None else "",
                 seconds=self.clock() - search.started,
                 ready_s=ready_s,
                 client_bytes=end.client_bytes if end is not None else 0,
@@ -381,10 +394,11 @@ class Engine:
 class _Books:
     """Ties a session's accounting to its deployment and the observers."""
 
-    def __init__(self, engine: Engine, request: Request, deployment: Deployment) -> None:
+    def __init__(self, engine: Engine, request: Request, opened: Opened) -> None:
         self.group = request.group
+        self.tellable = opened.upstream.tellable
         self._tell = engine.tell
-        self._deployment = deployment
+        self._deployment = opened.deployment
         self._early_close_s = request.group.settings.breaker.early_close_s
         self._started = engine.clock()
         self._credited = False

@@ -46,6 +46,8 @@ _MAX_QUERY_CHARS = 8192
 _MAX_QUERY_FIELDS = 64
 _MAX_HOPS = 64
 _SHOWN_CHARS = 80
+# Of a value that travels upstream: longer ones make upstreams refuse the whole dial.
+_MAX_FORWARDED_CHARS = 512
 
 _QUERY_KEYS = ("api-key", "api_key")
 # Beyond the router's own keys: parameters by which other servers take one. A strategy has no business with them.
@@ -426,10 +428,13 @@ def allowed_part(query: Mapping[str, str], headers: Mapping[str, str], group: Gr
 
     A group may widen the list, but the client's credentials and cookies, another account's identifiers, ``OpenAI-Beta`` and
     what belongs to the connection or the handshake stay here even when they are on it.
+
+    Raises:
+        BadHandshake: a value is so long that it would make upstreams refuse the dial.
     """
     parameters = (_QUERY_FORWARDED | group.forward_query) - _QUERY_NEVER_FORWARDED
     names = (_HEADER_FORWARDED | group.forward_headers) - _HEADER_NEVER_FORWARDED - _HEADER_CREDENTIALS
-    return Forward(
+    forward = Forward(
         query=MappingProxyType({name: value for name, value in query.items() if name in parameters}),
         headers=MappingProxyType(
             {
@@ -439,6 +444,10 @@ def allowed_part(query: Mapping[str, str], headers: Mapping[str, str], group: Gr
             }
         ),
     )
+    for name, value in (*forward.query.items(), *forward.headers.items()):
+        if len(value) > _MAX_FORWARDED_CHARS:
+            raise BadHandshake(f"The value of {name!r} is longer than {_MAX_FORWARDED_CHARS} characters.")
+    return forward
 
 
 def to_call(upgrade: Upgrade, group: GroupSettings, principal: Principal) -> Call:

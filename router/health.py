@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from router.errors import UpstreamError
+from router.errors import Overloaded, UpstreamError
 from router.events import Observers, Probed
 from router.pool import Deployment
 from router.providers import error_kind
@@ -80,6 +80,8 @@ class Prober:
                 deployment.failed(lease, verdict, seconds, str(error))
                 self._report(verdict.outcome, seconds, str(error))
                 return verdict.outcome
+            except Overloaded:
+                return None
             seconds = self._clock() - started
             upstream.close()
             deployment.ready(lease, seconds)

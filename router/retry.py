@@ -62,6 +62,16 @@ class Verdict:
     retry_after_s: float | None = None
 
 
+# Words that are about the deployment's key or account whatever the client sent.
+_ABOUT_THE_ACCOUNT: Final = frozenset(
+    {
+        "account_deactivated",
+        "billing_hard_limit_reached",
+        "credit_balance_exhausted",
+        "insufficient_quota",
+        "invalid_api_key",
+    }
+)
 # Statuses by which an upstream says that the key, the account or the access is wrong, not the moment.
 _AUTHENTICATION_STATUSES: Final = frozenset({401, 402, 403})
 
@@ -77,9 +87,12 @@ def classify(
     Args:
         error: what was seen.
         kind_of: what the provider's error table says of ``error.code``, ``error.type`` or a close reason.
-        forwarded: names of the query parameters and headers that were forwarded from the client; a 400 that is about one of
-            them is the client's.
+        forwarded: names of the query parameters and headers that were forwarded from the client. A 400 that is about one of
+            them is the client's; any other refusal that they could have provoked moves on and blames nobody, or one client could
+            eject a deployment for all.
     """
+    if forwarded and (verdict := _provoked(error, kind_of, {name.lower() for name in forwarded})) is not None:
+        return verdict
     if isinstance(error, ConnectFailed):
         return Verdict(outcome=Outcome.UNREACHABLE, blames=True, transient=True)
     if isinstance(error, UpstreamTimeout):
@@ -87,7 +100,7 @@ def classify(
     if isinstance(error, ProtocolViolation):
         return Verdict(outcome=Outcome.PROTOCOL, blames=True, transient=True)
     if isinstance(error, HandshakeRejected):
-        return _rejected(error, kind_of, forwarded)
+        return _rejected(error, kind_of)
     if isinstance(error, ErrorEvent):
         return _by_kind(kind_of(error.error_code, error.error_kind), Outcome.ERROR_EVENT, error.retry_after_s)
     if isinstance(error, UpstreamClosed):
@@ -95,20 +108,30 @@ def classify(
     return Verdict(outcome=Outcome.UNREACHABLE, blames=True, transient=True)
 
 
-def _rejected(error: HandshakeRejected, kind_of: Callable[..., ErrorKind], forwarded: Collection[str]) -> Verdict:
+def _provoked(error: UpstreamError, kind_of: Callable[..., ErrorKind], forwarded: Collection[str]) -> Verdict | None:
+    """The verdict on a refusal that what the client sent may have provoked; ``None`` when it cannot have."""
+    if isinstance(error, HandshakeRejected):
+        words, outcome = [error.error_code], Outcome.REFUSED
+        if error.status == 400 and error.mentions & set(forwarded):
+            return Verdict(outcome=Outcome.CLIENT_REQUEST, blames=False, transient=False)
+        # 401 is about the key, 429 about the rate, whatever was asked.
+        possible = 400 <= error.status < 500 and error.status not in (401, 429)
+    elif isinstance(error, ErrorEvent):
+        words, outcome = [error.error_code, error.error_kind], Outcome.ERROR_EVENT
+        possible = error.error_kind == "invalid_request_error" or error.param.lower() in forwarded
+    else:
+        return None
+    known = _ABOUT_THE_ACCOUNT.intersection(words) or kind_of(*words) is ErrorKind.RATE_LIMITED
+    return Verdict(outcome=outcome, blames=False, transient=False) if possible and not known else None
+
+
+def _rejected(error: HandshakeRejected, kind_of: Callable[..., ErrorKind]) -> Verdict:
     kind = kind_of(error.error_code)
     # A quota error comes as 429 as well, and waiting does not mend it; so the body's word goes first.
     if kind is ErrorKind.AUTHENTICATION or error.status in _AUTHENTICATION_STATUSES:
         return _by_kind(ErrorKind.AUTHENTICATION, Outcome.REFUSED, error.retry_after_s)
     if kind is ErrorKind.RATE_LIMITED or error.status == 429:
         return _by_kind(ErrorKind.RATE_LIMITED, Outcome.REFUSED, error.retry_after_s)
-    if error.status == 400 and forwarded:
-        if error.mentions & {name.lower() for name in forwarded}:
-            return Verdict(outcome=Outcome.CLIENT_REQUEST, blames=False, transient=False)
-        if not error.mentions:
-            # It does not say what is wrong. Taken for the client's doing, one broken gateway would end every session that
-            # forwards anything; blamed, a client could eject a deployment for everyone. So it just moves on.
-            return Verdict(outcome=Outcome.REFUSED, blames=False, transient=False)
     return Verdict(outcome=Outcome.REFUSED, blames=True, transient=True, retry_after_s=error.retry_after_s)
 
 
@@ -124,15 +147,17 @@ def _by_kind(kind: ErrorKind, otherwise: Outcome, retry_after_s: float | None) -
 _CLIENTS_FAULT_CODES: Final = frozenset({1000, 1002, 1003, 1005, 1007, 1008, 1009, 1010})
 
 
-def abnormal_end(*, by_upstream: bool, cause: str, code: int) -> bool:
+def abnormal_end(*, by_upstream: bool, cause: str, code: int, client_spoke: bool) -> bool:
     """Whether the end of a session that was ready speaks against its upstream.
 
-    A hostile client can provoke a close for a bad message, so those codes blame nobody: else three of them would eject a
-    deployment for everyone.
+    A hostile client can provoke a close for a bad message, so codes that may answer one blame nobody: else three clients could
+    eject a deployment for everyone. The providers' own codes (3000 to 4999) are such once the client has said anything.
     """
     if not by_upstream:
         return False
-    return cause != "close" or code not in _CLIENTS_FAULT_CODES
+    if cause != "close":
+        return True
+    return code not in _CLIENTS_FAULT_CODES and not (code >= 3000 and client_spoke)
 
 
 def backoff_s(redial: int, rng: random.Random) -> float:

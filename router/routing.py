@@ -24,7 +24,7 @@ from typing import Final
 import tenacity
 
 from router.breaker import BreakerState
-from router.errors import BadHandshake, NoDeploymentAvailable, RateLimited, RouterError, TimedOut, UpstreamError
+from router.errors import BadHandshake, NoDeploymentAvailable, Overloaded, RateLimited, RouterError, TimedOut, UpstreamError
 from router.events import Attempt, Observers
 from router.pool import MAX_RETRY_AFTER_S, Deployment, Group, Lease, Pool
 from router.providers import error_kind
@@ -180,6 +180,7 @@ class Routing:
         Raises:
             BadHandshake: the upstream refused what the client sent.
             RateLimited, NoDeploymentAvailable, TimedOut: nothing could be found.
+            Overloaded: this process or machine has no socket left for a dial.
         """
         passes = tenacity.AsyncRetrying(
             sleep=asyncio.sleep,
@@ -313,7 +314,9 @@ class Routing:
         lease = deployment.lease()
         search.under_way[deployment.id] = (deployment, self._clock())
         return self._tasks.spawn(
-            self._attempt(search, deployment, lease, search.forward(group)), name=f"dial {search.session} {deployment.id}"
+            self._attempt(search, deployment, lease, search.forward(group)),
+            name=f"dial {search.session} {deployment.id}",
+            expected=(Overloaded,),
         )
 
     async def _attempt(self, search: Search, deployment: Deployment, lease: Lease, forward: Forward) -> Opened | None:
@@ -345,6 +348,8 @@ class Routing:
             self._ended(search, deployment, Outcome.CLIENT_GONE, self._clock() - started, "given up with its session")
             raise
         except BaseException:
+            # The machine's own limits (Overloaded), or a fault of this program: nobody's to blame but ours.
+            search.under_way.pop(deployment.id, None)
             lease.release()
             raise
         seconds = self._clock() - started

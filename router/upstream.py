@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -29,11 +30,13 @@ from router.errors import (
     ConnectFailed,
     ErrorEvent,
     HandshakeRejected,
+    Overloaded,
     Phase,
     ProtocolViolation,
     UpstreamClosed,
     UpstreamTimeout,
 )
+from router.jsontext import parse_object
 from router.providers import PROVIDERS
 from router.providers.base import Forward
 from router.proxies import Proxy, proxy_for, split_userinfo
@@ -54,6 +57,9 @@ _BODY_TIMEOUT_S: Final = 0.5
 # What an upstream may send before it is joined to a client; then its reading is paused.
 _BACKLOG_BYTES: Final = 1024 * 1024
 _DNS_TTL_S: Final = 10
+# This machine has no more of something; that is no deployment's fault.
+_OUR_OWN_LIMITS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+_OVERLOAD_S: Final = 5.0
 # How long the end of all connections is waited for when the dialer closes.
 _CLOSE_TIMEOUT_S: Final = 2.0
 # A shorter part of a key tells nothing, and may well be part of a word.
@@ -84,6 +90,10 @@ class Upstream:
         # Its result: the first good event came. Its exception: why there will be none.
         self._first_event: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         leg.receiver = self
+
+    def tellable(self, text: str) -> str:
+        """The upstream's words for a log: nothing when they repeat a part of what was sent to it, such as the key."""
+        return text if all(_word(word[:64], self._sent) for word in text.split()) else ""
 
     async def first_event(self) -> None:
         """Wait for the first good event.
@@ -130,6 +140,11 @@ class Upstream:
         self._bytes += sum(map(len, out))
         if self._bytes > _BACKLOG_BYTES:
             self.leg.pause_reading()
+            # Too long a first message to look at whole; an error event never is.
+            if self.scanner.current_type not in (None, "error"):
+                self._succeed()
+            else:
+                self._fail(ProtocolViolation(f"first message is longer than {_BACKLOG_BYTES} bytes"))
 
     def lost(self, exc: BaseException | None) -> None:
         """The connection is gone."""
@@ -172,11 +187,8 @@ class Upstream:
 
     def _judge(self, payload: bytes) -> str | None:
         """Decide by the first message; return its type."""
-        try:
-            event = orjson.loads(payload)
-        except orjson.JSONDecodeError:
-            event = None
-        event_type = event.get("type") if isinstance(event, dict) else None
+        event = parse_object(payload)
+        event_type = event.get("type")
         if not isinstance(event_type, str):
             self._fail(ProtocolViolation("first message is not a JSON object with a type"))
             return None
@@ -272,7 +284,9 @@ class Dialer:
             forward: the client's part of the request.
             max_message_bytes: of the session that will be relayed.
 
-        Raises: UpstreamError: any failure whatsoever of the upstream.
+        Raises:
+            UpstreamError: any failure whatsoever of the upstream.
+            Overloaded: this process or machine has no socket left.
         """
         started = time.monotonic()
         upgrade_limit_s = deployment.connect_timeout_s
@@ -345,8 +359,12 @@ class Dialer:
                 trace_request_ctx=progress,
             )
         except aiohttp.ClientError as error:
+            if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno in _OUR_OWN_LIMITS:
+                raise Overloaded(f"no socket for a dial: {error.os_error}", retry_after_s=_OVERLOAD_S) from error
             raise _translate(error, progress, f"{url.host}:{url.port}") from error
         except (OSError, ssl.SSLError, UnicodeError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in _OUR_OWN_LIMITS:
+                raise Overloaded(f"no socket for a dial: {error}", retry_after_s=_OVERLOAD_S) from error
             # ValueError: a host name or an answer that aiohttp or yarl cannot make sense of.
             raise ConnectFailed(f"{url.host}:{url.port}: {type(error).__name__}: {_short(error)}") from error
         try:

@@ -249,6 +249,11 @@ class FrameScanner:
         """A CLOSE frame has been read."""
         return self._close_seen
 
+    @property
+    def current_type(self) -> str | None:
+        """Type of the message that is under way, where its first bytes told."""
+        return self._event_type if self._in_message else None
+
     def inject_control(self, frame: bytes) -> bytes:
         """Return the frame if it may go out now, else keep it for the next frame boundary and return nothing."""
         if self.at_frame_boundary:

@@ -7,7 +7,9 @@ and the relay later. Its flags say what the relay's sweep needs: when bytes last
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -15,6 +17,15 @@ from router.relay.frames import encode_frame
 
 # Above this a transport's write buffer stops the other leg's reading. Bound per leg: this plus one read of at most 256 KiB.
 WRITE_BUFFER_HIGH_BYTES: Final = 64 * 1024
+
+
+# A read of at least this size may be a flood, and is timed.
+FAIR_BYTES: Final = 16 * 1024
+# What is handed over between two looks at the clock; 64 KiB of the smallest frames take about 15 ms.
+SLICE_BYTES: Final = 64 * 1024
+# How long one leg may keep the event loop, and for how long it is not read after that, in seconds.
+TURN_S: Final = 0.005
+PAUSE_S: Final = 0.001
 
 
 class Receiver(Protocol):
@@ -44,6 +55,8 @@ class Leg(asyncio.Protocol):
         "_on_released",
         "_receiver",
         "_released",
+        "_rest",
+        "_turn",
         "bytes_in",
         "bytes_out",
         "lost",
@@ -66,6 +79,8 @@ class Leg(asyncio.Protocol):
         self.reading_paused = False
         self.writing_paused = False
         self._released = False
+        self._rest = b""  # of a read that waits for its turn; reading is paused then
+        self._turn: asyncio.TimerHandle | None = None  # only set while the leg waits for its turn
         self._on_released = on_released
         self._receiver: Receiver | None = None
         self._data: Callable[[bytes], None] = _drop
@@ -96,22 +111,26 @@ class Leg(asyncio.Protocol):
         if self.reading_paused or self.lost:
             return
         self.reading_paused = True
-        try:
-            self.transport.pause_reading()
-        except RuntimeError:
-            # uvloop raises on a transport that is closing, where there is nothing left to pause.
-            return
+        self._pause_transport()
 
     def resume_reading(self) -> None:
         """Read again."""
         if not self.reading_paused or self.lost:
             return
         self.reading_paused = False
-        try:
+        if self._rest:
+            self._wait_for_turn()
+        elif self._turn is None:
+            self._resume_transport()
+
+    def _pause_transport(self) -> None:
+        # uvloop raises on a transport that is closing, where there is nothing left to pause.
+        with contextlib.suppress(RuntimeError):
+            self.transport.pause_reading()
+
+    def _resume_transport(self) -> None:
+        with contextlib.suppress(RuntimeError):
             self.transport.resume_reading()
-        except RuntimeError:
-            # As above: closing already.
-            return
 
     def close(self) -> None:
         """Send what is buffered, then end the connection."""
@@ -127,6 +146,7 @@ class Leg(asyncio.Protocol):
         """The owner is done with the leg: end it if it still lives, and give the transport's first owner its due."""
         self._released = True
         self.receiver = None
+        self._rest = b""
         if self.lost:
             self._run_on_released()
         else:
@@ -137,7 +157,44 @@ class Leg(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Bytes from the peer."""
         self.bytes_in += len(data)
-        self._data(data)
+        if len(data) < FAIR_BYTES and not self._rest:
+            self._data(data)
+        else:
+            self._fairly(data)
+
+    def _fairly(self, data: bytes) -> None:
+        """Hand a large read over in slices, and let other sessions have their turn when that takes long.
+
+        A read is up to 256 KiB, and libuv makes up to 32 of them in a row while more is there: 43,690 tiny frames each, which is
+        seconds of work without a turn for anybody else.
+        """
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        started = time.monotonic()
+        for at in range(0, len(data), SLICE_BYTES):
+            if at and (self.reading_paused or time.monotonic() - started > TURN_S):
+                self._rest = data[at:]
+                break
+            self._data(data if len(data) <= SLICE_BYTES else data[at : at + SLICE_BYTES])
+        if (self._rest or time.monotonic() - started > TURN_S) and not self.reading_paused:
+            self._wait_for_turn()
+
+    def _wait_for_turn(self) -> None:
+        if self._turn is not None or self.lost:
+            return
+        self._pause_transport()
+        self._turn = asyncio.get_running_loop().call_later(PAUSE_S, self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._turn = None
+        if self.lost or self.reading_paused:
+            return
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            self._fairly(rest)
+        # Either may have been set by what was just handed over.
+        if self._turn is None and not self.reading_paused:
+            self._resume_transport()
 
     def eof_received(self) -> bool:
         """A WebSocket peer that ends its direction is gone (RFC 6455 §7.1.1): close ours too."""
@@ -160,6 +217,12 @@ class Leg(asyncio.Protocol):
         self.lost = True
         self.lost_by = exc
         self.writing_paused = False
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            self._data(rest)
         receiver = self._receiver
         if receiver is not None:
             receiver.lost(exc)

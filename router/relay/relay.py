@@ -25,9 +25,8 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-import orjson
-
 from router.config.settings import RelaySettings
+from router.jsontext import parse_object
 from router.relay import frames
 from router.relay.contract import Cause, Phase, Seen, SessionEnd, Side, Tap, Who, error_event
 from router.relay.frames import CLOSE, COLLECT, HOLD, PASS, PING, PONG, TEXT, Disposition, FrameError, FrameScanner
@@ -120,11 +119,7 @@ class _Direction:
 
 def type_by_parsing(payload: bytes) -> str | None:
     """Name an event whose type stands in no usual place."""
-    try:
-        event = orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        return None
-    event_type = event.get("type") if isinstance(event, dict) else None
+    event_type = parse_object(payload).get("type")
     return event_type if isinstance(event_type, str) else None
 
 
@@ -370,6 +365,10 @@ class Relay:
                 # What was written but not yet taken, such as our CLOSE to a slow reader, is given up.
                 source.abort()
         self._timer = asyncio.get_running_loop().call_later(FLUSH_TIMEOUT_S, self._abort)
+
+    def cut(self) -> None:
+        """End both connections at once."""
+        self._abort()
 
     def _abort(self) -> None:
         self._client.abort()

@@ -105,38 +105,67 @@ def test_a_400_about_something_forwarded_is_the_clients() -> None:
     assert verdict_of(header, "OpenAI-Safety-Identifier").outcome is Outcome.CLIENT_REQUEST
 
 
-def test_a_400_about_anything_else_moves_on() -> None:
-    """A 400 about the deployment's own model is the deployment's, even when the client sent something too."""
-    error = HandshakeRejected(400, mentions=frozenset({"invalid", "model"}))
-    assert verdict_of(error, "intent") == Verdict(outcome=Outcome.REFUSED, blames=True, transient=True)
+PROVOKED = [
+    HandshakeRejected(400),
+    HandshakeRejected(400, mentions=frozenset({"invalid", "model"})),
+    HandshakeRejected(403),
+    HandshakeRejected(404, error_code="conversation_not_found"),
+    HandshakeRejected(404, error_code="model_not_found"),
+    HandshakeRejected(414),
+    HandshakeRejected(431),
+    ErrorEvent(error_code="model_not_found", error_kind="invalid_request_error"),
+    ErrorEvent(error_code="invalid_value", error_kind="server_error", param="conversation_id"),
+]
 
 
-def test_a_400_that_names_nothing_moves_on_and_blames_nobody() -> None:
-    """A bare 400 may be the client's doing or a broken gateway's.
+@pytest.mark.parametrize("error", PROVOKED)
+def test_what_a_client_may_have_provoked_moves_on_and_blames_nobody(error: UpstreamError) -> None:
+    """Such a refusal may be the client's doing or a broken deployment's.
 
-    Were it the client's, one broken gateway would end every session that sends a safety identifier while the next deployment
-    works; were it blamed, a client could eject a deployment for everyone.
+    Were it the client's, one broken gateway would end every session that forwards something while the next deployment works;
+    were it blamed, one client could eject a deployment for everyone.
     """
-    expected = Verdict(outcome=Outcome.REFUSED, blames=False, transient=False)
-    assert verdict_of(HandshakeRejected(400), "openai-safety-identifier") == expected
+    verdict = verdict_of(error, "conversation_id")
+    assert (verdict.blames, verdict.transient) == (False, False)
+    assert verdict.outcome in (Outcome.REFUSED, Outcome.ERROR_EVENT)
+    assert verdict_of(error).blames
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        HandshakeRejected(401),
+        HandshakeRejected(403, error_code="invalid_api_key"),
+        ErrorEvent(error_code="insufficient_quota", error_kind="invalid_request_error"),
+        HandshakeRejected(429),
+        HandshakeRejected(503),
+        ErrorEvent(error_code="server_error", error_kind="server_error"),
+        ConnectFailed("refused"),
+    ],
+)
+def test_what_no_client_can_provoke_counts_whatever_was_forwarded(error: UpstreamError) -> None:
+    """A forwarded parameter is no excuse for a bad key, a limit or an outage."""
+    assert verdict_of(error, "intent") == verdict_of(error)
 
 
 @pytest.mark.parametrize("code", [1000, 1002, 1003, 1005, 1007, 1008, 1009, 1010])
 def test_closes_that_a_client_can_provoke_blame_nobody(code: int) -> None:
     """Else three bad messages of one client would eject a deployment for everyone."""
-    assert not abnormal_end(by_upstream=True, cause="close", code=code)
+    assert not abnormal_end(by_upstream=True, cause="close", code=code, client_spoke=True)
+    assert not abnormal_end(by_upstream=True, cause="close", code=code, client_spoke=False)
 
 
 @pytest.mark.parametrize("code", [1001, 1006, 1011, 1012, 1013, 3000, 4000])
 def test_other_closes_of_the_upstream_are_abnormal(code: int) -> None:
     """They tell of the upstream's own troubles; the same code from the client's side does not."""
-    assert abnormal_end(by_upstream=True, cause="close", code=code)
-    assert not abnormal_end(by_upstream=False, cause="close", code=code)
+    assert abnormal_end(by_upstream=True, cause="close", code=code, client_spoke=False)
+    assert abnormal_end(by_upstream=True, cause="close", code=code, client_spoke=True) is (code < 3000)
+    assert not abnormal_end(by_upstream=False, cause="close", code=code, client_spoke=False)
 
 
 def test_a_lost_upstream_is_abnormal_whatever_the_code() -> None:
     """A connection that ends without a CLOSE is never in order."""
-    assert abnormal_end(by_upstream=True, cause="lost", code=1000)
+    assert abnormal_end(by_upstream=True, cause="lost", code=1000, client_spoke=True)
 
 
 def test_back_off_doubles_within_its_jitter() -> None:
