@@ -385,9 +385,8 @@ async def _in_json(request: web.Request, handler: Handler, tell: Observers) -> w
             405: "This path takes another method.",
         }.get(error.status, "The request could not be served.")
         if "Upgrade" in request.headers:
-            # A client with a wrong address: whoever set it up looks for it in the log.
-            detail = f"{message} Found {request.path[:80]}."
-            tell(SessionRefused(session="", status=error.status, code=code, detail=detail, client=peer_address(request)))
+            # A client with a wrong address: whoever set it up looks for it in the log. Not its path, for some put keys there.
+            tell(SessionRefused(session="", status=error.status, code=code, detail=message, client=peer_address(request)))
         body = {"error": {"type": "invalid_request_error", "code": code, "message": message, "param": None}}
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
         return json_response(body, status=error.status, headers=headers)
