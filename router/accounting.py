@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from router.jsontext import parse_object
 from router.relay.contract import Phase, Side
-from router.relay.frames import BINARY
+from router.relay.frames import BINARY, HotEntry, hot_entries
 from router.usage import Usage, response_usage, transcription_usage
 
 TRANSCRIPTION_COMPLETED: Final = "conversation.item.input_audio_transcription.completed"
@@ -101,6 +101,17 @@ OTHER: Final = "other"
 BINARY_TYPE: Final = "binary"
 KNOWN_TYPES: Final = CLIENT_TYPES | UPSTREAM_TYPES | {BINARY_TYPE}
 
+# Nearly all messages of a session. The scanners count them without telling anybody.
+HOT_CLIENT_TYPES: Final = ("input_audio_buffer.append",)
+HOT_UPSTREAM_TYPES: Final = (
+    "response.output_audio.delta",
+    "response.audio.delta",
+    "response.output_audio_transcript.delta",
+    "response.audio_transcript.delta",
+    "response.output_text.delta",
+    "response.function_call_arguments.delta",
+)
+
 _AUDIO_DELTAS: Final = frozenset({"response.output_audio.delta", "response.audio.delta"})
 # Ids remembered so that nothing is billed twice; two hours of rapid turns have fewer.
 _REMEMBERED_IDS: Final = 8192
@@ -144,8 +155,16 @@ class Accounting:
         self._older_answer = False
         self._billed: dict[str, None] = {}
         self._done_ids: dict[str, None] = {}
-        # Since the last ``take_counts``. Two dicts of lists: one look-up and two additions a message.
-        self._counts: dict[Side, dict[str, list[int]]] = {"client": {}, "upstream": {}}
+        # Since the last ``take_counts``: [messages, payload bytes] by type. Those of hot types are counted by the scanners.
+        self._counts: dict[Side, dict[str, list[int]]] = {
+            "client": {name: [0, 0] for name in HOT_CLIENT_TYPES},
+            "upstream": {name: [0, 0] for name in HOT_UPSTREAM_TYPES},
+        }
+        self.hot: dict[Side, dict[bytes | int, HotEntry]] = {"client": {}, "upstream": {}}
+        for side, counts in self._counts.items():
+            for name, entry in counts.items():
+                self.hot[side].update(hot_entries(name, entry, masked=side == "client"))
+        self._hot_audio = {key: entry for key, entry in self.hot["upstream"].items() if entry[2] in _AUDIO_DELTAS}
 
     @property
     def phase(self) -> Phase:
@@ -184,10 +203,15 @@ class Accounting:
     def take_counts(self) -> Counts:
         """Return the counts since the last call: (side, type) → (messages, payload bytes)."""
         taken: Counts = {
-            (side, name): (entry[0], entry[1]) for side, counts in self._counts.items() for name, entry in counts.items()
+            (side, name): (entry[0], entry[1])
+            for side, counts in self._counts.items()
+            for name, entry in counts.items()
+            if entry[0]
         }
         for counts in self._counts.values():
-            counts.clear()
+            for entry in counts.values():
+                # In place: the scanners hold the lists of the hot types.
+                entry[0] = entry[1] = 0
         return taken
 
     # --- single types -------------------------------------------------------------------------------
@@ -195,18 +219,25 @@ class Accounting:
     def _first_audio(self) -> None:
         assert self._speech_ended_at is not None
         seconds = self._clock() - self._speech_ended_at
-        self._speech_ended_at = None
+        self._stop_waiting_for_audio()
         if self.first_audio_s is None:
             self.first_audio_s = seconds
         self._on_first_audio(seconds)
 
     def _speech_ended(self, payload: bytes | None = None) -> None:
         self._speech_ended_at = self._clock()
+        # Until the answer's first audio has come, audio is not hot: each delta is looked at.
+        for key in self._hot_audio:
+            self.hot["upstream"].pop(key, None)
         self._older_answer = self._open_responses > 0
 
     def _speech_started(self, payload: bytes | None) -> None:
         # The user speaks again before any answer: what is measured is the answer to what comes now.
+        self._stop_waiting_for_audio()
+
+    def _stop_waiting_for_audio(self) -> None:
         self._speech_ended_at = None
+        self.hot["upstream"].update(self._hot_audio)
 
     def _response_created(self, payload: bytes | None) -> None:
         self._open_responses += 1

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import orjson
+
+from router.relay.frames import HotEntry
 
 Side = Literal["client", "upstream"]
 Who = Literal["client", "upstream", "router"]
@@ -17,6 +20,10 @@ Cause = Literal["close", "lost", "dead", "stalled", "protocol", "idle_timeout", 
 
 class Tap(Protocol):
     """Who is told of the messages of a session. Called on the hot path: no I/O, no exceptions."""
+
+    @property
+    def hot(self) -> Mapping[Side, dict[bytes | int, HotEntry]]:
+        """By side: the types that ``message`` need not be told of, with where they are counted; may change at any time."""
 
     @property
     def collect(self) -> frozenset[str]:

@@ -54,6 +54,42 @@ _TYPE_FIRST: Final = re.compile(
 _TYPE_LAST: Final = re.compile(rb'["}\]0-9el]\s*,\s*"type"\s*:\s*"([A-Za-z0-9_.\-]{1,80})"\s*\}\s*$')
 
 
+# Hot events: the few types that make up nearly all of a session. A frame that is one of them is told by a few of its first bytes,
+# in one look-up, and counted where its entry says; everything else takes the long way. Keys are the bytes that have to be equal.
+_HOT_KEY_BYTES: Final = 33  # of a server's frame: the first length at which `response.output_audio.delta` and `.done` differ
+_HOT_MASKED_KEY_BYTES: Final = 36  # of a client's frame: all of `{"type":"input_audio_buffer.append",`
+# A mask key times this is the key repeated over those bytes, as one number.
+_REPEAT: Final = sum(1 << (32 * index) for index in range(_HOT_MASKED_KEY_BYTES // 4))
+
+# First bytes of the message, [messages, payload bytes] so far, type.
+HotEntry = tuple[bytes, list[int], str]
+
+
+def hot_entries(event_type: str, counts: list[int], *, masked: bool) -> dict[bytes | int, HotEntry]:
+    """Return what a scanner's ``hot`` has to hold for a type.
+
+    Args:
+        event_type: the type; only its plain form, type first and no blanks, is hot.
+        counts: where messages of it are counted: [messages, payload bytes].
+        masked: for the direction from the client.
+
+    Raises: ValueError: the type is too short, or too long, to be told by those bytes.
+    """
+    prefix = b'{"type":"' + event_type.encode() + b'",'
+    entry = (prefix, counts, event_type)
+    if masked:
+        if len(prefix) != _HOT_MASKED_KEY_BYTES:
+            raise ValueError(f"{event_type!r} cannot be hot from a client")
+        return {int.from_bytes(prefix, "big"): entry}
+    if len(prefix) >= _HOT_KEY_BYTES:
+        return {prefix[:_HOT_KEY_BYTES]: entry}
+    # What follows a short type is the beginning of the next key: event_id, response_id, item_id.
+    keys = [prefix + following for following in (b'"e', b'"r', b'"i') if len(prefix) + 2 == _HOT_KEY_BYTES]
+    if not keys:
+        raise ValueError(f"{event_type!r} cannot be hot from an upstream")
+    return dict.fromkeys(keys, entry)
+
+
 class Disposition(Enum):
     """What becomes of a message."""
 
@@ -189,9 +225,11 @@ class FrameScanner:
         "_overflow",
         "_partial",
         "_passed",
+        "_plain",
         "_size",
         "_undecided",
         "events",
+        "hot",
         "sink",
     )
 
@@ -201,6 +239,9 @@ class FrameScanner:
         self.sink = sink
         self._collect_limit = collect_limit_bytes
         self.events = 0  # complete messages so far
+        self.hot: dict[bytes | int, HotEntry] = {}  # ``hot_entries`` of the types that the sink need not be told of
+        # At a frame boundary with nothing pending, held, collected or injected: only then hot frames may be looked for.
+        self._plain = True
         self._masked = masked
         self._max = max_message_bytes
         self._partial = b""  # a frame head, or a control frame, that is not complete yet
@@ -259,6 +300,7 @@ class FrameScanner:
         if self.at_frame_boundary:
             return frame
         self._injected_control.append(frame)
+        self._plain = False
         return b""
 
     def inject_event(self, frame: bytes) -> bytes:
@@ -266,6 +308,7 @@ class FrameScanner:
         if self.at_message_boundary and self.at_frame_boundary:
             return frame
         self._injected_events.append(frame)
+        self._plain = False
         return b""
 
     @property
@@ -284,6 +327,7 @@ class FrameScanner:
         """
         if self._muted or self._final is not None:
             return b""
+        self._plain = False
         if self.at_frame_boundary and (self.at_message_boundary or not after_message):
             self._muted = True
             return frames
@@ -298,13 +342,32 @@ class FrameScanner:
         Returns: what may go out now, in order; often just ``[data]``.
         Raises: FrameError: the stream is illegal from here on; ``legal_output(error)`` gives what stood before that.
         """
+        position = 0
+        if self._plain:
+            position = self._skip_hot_masked(data) if self._masked else self._skip_hot(data)
+            if position >= len(data):
+                return [data]
+        elif self._left > len(data) and self._collected is None and self._held is None and not self._muted:
+            # The middle of a frame that passes: nothing in it can be of interest.
+            self._left -= len(data)
+            self._offset += len(data)
+            return [data]
         out: list[bytes] = []
         muted = self._muted
         try:
-            self._scan(data, out)
+            self._scan(data, position, out)
         except FrameError as error:
             raise _Illegal(error, [] if muted else out) from None
         if not self._muted:
+            self._plain = not (
+                self._left
+                or self._partial
+                or self._in_message
+                or self._close_seen
+                or self._injected_control
+                or self._injected_events
+                or self._final is not None
+            )
             return out
         if muted:
             return []
@@ -312,14 +375,76 @@ class FrameScanner:
         del out[self._cut :]
         return out
 
-    def _scan(self, data: bytes, out: list[bytes]) -> None:
+    def _skip_hot(self, data: bytes) -> int:
+        """Count the hot frames that a server's bytes begin with; return where the first other one begins."""
+        hot = self.hot
+        at = 0
+        size = len(data)
+        # One unfragmented text frame with a 16-bit length: the shape of every audio delta below 64 KiB.
+        while size - at >= 4 + _HOT_KEY_BYTES and data[at] == 0x81 and data[at + 1] == 126:
+            entry = hot.get(data[at + 4 : at + 4 + _HOT_KEY_BYTES])
+            if entry is None or not data.startswith(entry[0], at + 4):
+                break
+            length = data[at + 2] << 8 | data[at + 3]
+            if not 126 <= length <= self._max:
+                break
+            at += 4 + length
+            if at > size:
+                self._enter_hot(entry, length, at - size)
+                break
+            counts = entry[1]
+            counts[0] += 1
+            counts[1] += length
+            self.events += 1
+        return at
+
+    def _skip_hot_masked(self, data: bytes) -> int:
+        """The same for a client's bytes, whose beginning is compared under its mask."""
+        hot = self.hot
+        at = 0
+        size = len(data)
+        from_bytes = int.from_bytes
+        while size - at >= 8 + _HOT_MASKED_KEY_BYTES and data[at] == 0x81 and data[at + 1] == 0xFE:
+            mask = from_bytes(data[at + 4 : at + 8], "big") * _REPEAT
+            entry = hot.get(from_bytes(data[at + 8 : at + 8 + _HOT_MASKED_KEY_BYTES], "big") ^ mask)
+            if entry is None:
+                break
+            length = data[at + 2] << 8 | data[at + 3]
+            if not 126 <= length <= self._max:
+                break
+            at += 8 + length
+            if at > size:
+                self._enter_hot(entry, length, at - size)
+                break
+            counts = entry[1]
+            counts[0] += 1
+            counts[1] += length
+            self.events += 1
+        return at
+
+    def _enter_hot(self, entry: HotEntry, length: int, left: int) -> None:
+        """A hot frame goes on in the next read: from here on it is like any other that passes."""
+        self._plain = False
+        self._in_message = True
+        self._fin = True
+        self._opcode = TEXT
+        self._size = length
+        self._event_type = entry[2]
+        self._disposition = PASS
+        self._collected = None
+        self._overflow = False
+        self._passed = True
+        self._left = left
+        self._offset = length - left
+
+    def _scan(self, data: bytes, position: int, out: list[bytes]) -> None:
         if self._close_seen:
             return
         if self._partial:
             data = self._partial + data
             self._partial = b""
         size = len(data)
-        position = 0  # next byte to look at
+        # ``position``: next byte to look at.
         start = 0  # first byte of the run that goes out unchanged
 
         while position < size:

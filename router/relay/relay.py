@@ -171,6 +171,8 @@ class Relay:
         self._up = _Direction(self, "client", client, upstream, scanner)
         self._up.scanner = FrameScanner(masked=True, max_message_bytes=settings.max_message_bytes, sink=self._up)
         self._down = _Direction(self, "upstream", upstream, client, scanner)
+        self._up.scanner.hot = tap.hot["client"]
+        scanner.hot = tap.hot["upstream"]
         self._up.peer, self._down.peer = self._down, self._up
         self._down.close = upstream_close
         scanner.sink = self._down

@@ -356,3 +356,72 @@ def test_final_output_is_the_last(stream: tuple[bool, list[tuple[int, bytes]], b
         before = [m for m in got if bool(m[0] & 8) is control]
         assert before == [m for m in expected if bool(m[0] & 8) is control][: len(before)]
     assert len(sink.messages) == len([m for m in expected if not m[0] & 8])
+
+
+UPSTREAM_HOT = ["response.output_audio.delta", "response.audio.delta", "response.output_text.delta"]
+CLIENT_HOT = ["input_audio_buffer.append"]
+# Alike in their first bytes, and not hot.
+LOOKALIKES = ["response.output_audio.done", "response.output_audio_transcript.delta", "input_audio_buffer.appendix", "response.done"]
+
+
+@given(st.booleans(), st.integers(0, 2**32), st.integers(1, 12))
+def test_hot_events_are_counted_exactly_and_pass_unchanged(masked: bool, seed: int, number: int) -> None:
+    """Told or counted, every message is booked once with its size, whatever stands around it and however the stream is cut."""
+    rng = random.Random(seed)
+    hot = CLIENT_HOT if masked else UPSTREAM_HOT
+    counts = {name: [0, 0] for name in hot}
+    sink = Recorder({"response.done": frames.COLLECT})
+    sink.swallow = b"never sent"
+    scanner = FrameScanner(masked=masked, max_message_bytes=1 << 20, sink=sink)
+    for name, entry in counts.items():
+        scanner.hot.update(frames.hot_entries(name, entry, masked=masked))
+    data, expected = b"", []
+    for _ in range(number):
+        name = rng.choice([*hot, *hot, *LOOKALIKES])
+        body = {"type": name, rng.choice(["event_id", "response_id", "item_id", "audio"]): "a" * rng.choice([0, 60, 90, 300, 66000])}
+        if rng.random() < 0.2:
+            body = dict(reversed(body.items()))
+        payload = json.dumps(body, separators=(",", ":") if rng.random() < 0.8 else None).encode()
+        if rng.random() < 0.1:
+            payload = payload[: rng.randrange(len(payload) + 1)]
+        key = rng.randbytes(4) if masked else None
+        frame = encode_frame(rng.choice([TEXT, TEXT, TEXT, BINARY]), payload, mask_key=key)
+        if rng.random() < 0.2:
+            frame = encode_frame(PING, b"p", mask_key=key) + frame
+        data += frame
+        expected.append(len(payload))
+    out = b"".join(piece for part in segments(data, seed) for piece in scanner.feed(part))
+    assert decode(out, masked) == decode(data, masked) or sorted(out) == sorted(data)
+    told = [size for _, _, size in sink.messages]
+    assert len(told) + sum(entry[0] for entry in counts.values()) == number == scanner.events
+    assert sum(told) + sum(entry[1] for entry in counts.values()) == sum(expected)
+    plain = FrameScanner(masked=masked, max_message_bytes=1 << 20, sink=(told_all := Recorder({})))
+    for part in segments(data, seed):
+        plain.feed(part)
+    for name, entry in counts.items():
+        named = [size for _, event_type, size in sink.messages if event_type == name]
+        both = [size for opcode, event_type, size in told_all.messages if event_type == name and opcode == TEXT]
+        assert (len(named) + entry[0], sum(named) + entry[1]) == (len(both), sum(both))
+
+
+def test_hot_events_take_the_short_way() -> None:
+    """A read of whole hot frames is passed on as it is and the sink hears nothing; a frame over two reads is counted as well."""
+    counts = [0, 0]
+    sink = Recorder({})
+    scanner = FrameScanner(masked=False, max_message_bytes=1 << 20, sink=sink)
+    scanner.hot.update(frames.hot_entries(UPSTREAM_HOT[0], counts, masked=False))
+    frame = encode_frame(TEXT, json.dumps({"type": UPSTREAM_HOT[0], "delta": "x" * 5000}, separators=(",", ":")).encode())
+    assert scanner.feed(frame * 3) == [frame * 3]
+    assert (counts[0], sink.messages, scanner.events) == (3, [], 3)
+    assert scanner.feed(frame + frame[:100]) == [frame + frame[:100]]
+    assert not scanner.at_frame_boundary and scanner.current_type == UPSTREAM_HOT[0]
+    assert scanner.feed(frame[100:200]) == [frame[100:200]]
+    assert scanner.feed(frame[200:]) == [frame[200:]]
+    assert (counts[0], len(sink.messages), scanner.events) == (4, 1, 5)
+
+
+@pytest.mark.parametrize(("name", "masked"), [("x", False), ("x", True), ("response.output_audio.delta", True)])
+def test_types_that_cannot_be_hot_are_refused(name: str, masked: bool) -> None:
+    """A table that would never match is a mistake to be told at once."""
+    with pytest.raises(ValueError, match="cannot be hot"):
+        frames.hot_entries(name, [0, 0], masked=masked)
