@@ -452,7 +452,8 @@ class _Http(web.RequestHandler):
 
     def _cut(self) -> None:
         self._stall = None
-        if self.transport is not None:
+        # A session that has taken the connection over since has limits of its own.
+        if self.transport is not None and self.transport.get_protocol() is self:
             self.transport.abort()
 
     def _end_stall(self) -> None:

@@ -119,6 +119,10 @@ def _provoked(error: UpstreamError, kind_of: Callable[..., ErrorKind], forwarded
     elif isinstance(error, ErrorEvent):
         words, outcome = [error.error_code, error.error_kind], Outcome.ERROR_EVENT
         possible = error.error_kind == "invalid_request_error" or error.param.lower() in forwarded
+    elif isinstance(error, UpstreamClosed):
+        # ``invalid_request_error.invalid_api_key`` counts by what follows its last dot.
+        words, outcome = [error.reason.rpartition(".")[2]], Outcome.EARLY_CLOSE
+        possible = error.upstream_code in _CLIENTS_FAULT_CODES or error.upstream_code >= 3000
     else:
         return None
     known = _ABOUT_THE_ACCOUNT.intersection(words) or kind_of(*words) is ErrorKind.RATE_LIMITED

@@ -309,12 +309,14 @@ class Routing:
 
     def _start(self, search: Search, group: Group, deployment: Deployment) -> asyncio.Task[Opened | None]:
         """Lease and dial. The lease is taken before anything can await, so that concurrent choices see it."""
+        # A fallback group may let more travel; what is too long for that is refused while nothing is held yet.
+        forward = search.forward(group)
         search.tried.add(deployment.id)
         search.dials += 1
         lease = deployment.lease()
         search.under_way[deployment.id] = (deployment, self._clock())
         return self._tasks.spawn(
-            self._attempt(search, deployment, lease, search.forward(group)),
+            self._attempt(search, deployment, lease, forward),
             name=f"dial {search.session} {deployment.id}",
             expected=(Overloaded,),
         )

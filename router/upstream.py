@@ -134,6 +134,8 @@ class Upstream:
             # What stood before the breach may have been the good event.
             self.backlog.extend(frames.legal_output(error))
             self._fail(ProtocolViolation(error.detail))
+            # What is behind the breach, in the same read even, is not looked at.
+            self.leg.receiver = None
             self.leg.abort()
             return
         self.backlog.extend(out)

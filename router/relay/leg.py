@@ -21,8 +21,10 @@ WRITE_BUFFER_HIGH_BYTES: Final = 64 * 1024
 
 # A read of at least this size may be a flood, and is timed.
 FAIR_BYTES: Final = 16 * 1024
-# What is handed over between two looks at the clock; 64 KiB of the smallest frames take about 15 ms.
+# What is handed over between two looks at the clock. 64 KiB of the smallest frames take up to 100 ms, so a leg whose slices take
+# longer than a turn gets smaller ones, down to the second number, until they are quick again.
 SLICE_BYTES: Final = 64 * 1024
+LEAST_SLICE_BYTES: Final = 2 * 1024
 # How long one leg may keep the event loop, and for how long it is not read after that, in seconds.
 TURN_S: Final = 0.005
 PAUSE_S: Final = 0.001
@@ -56,6 +58,7 @@ class Leg(asyncio.Protocol):
         "_receiver",
         "_released",
         "_rest",
+        "_slice",
         "_turn",
         "bytes_in",
         "bytes_out",
@@ -80,6 +83,7 @@ class Leg(asyncio.Protocol):
         self.writing_paused = False
         self._released = False
         self._rest = b""  # of a read that waits for its turn; reading is paused then
+        self._slice = FAIR_BYTES  # grows while what the peer sends is quickly handled, and shrinks when it is not
         self._turn: asyncio.TimerHandle | None = None  # only set while the leg waits for its turn
         self._on_released = on_released
         self._receiver: Receiver | None = None
@@ -170,13 +174,21 @@ class Leg(asyncio.Protocol):
         """
         if self._rest:
             data, self._rest = self._rest + data, b""
-        started = time.monotonic()
-        for at in range(0, len(data), SLICE_BYTES):
-            if at and (self.reading_paused or time.monotonic() - started > TURN_S):
+        started = now = time.monotonic()
+        at = 0
+        while at < len(data):
+            if at and (self.reading_paused or now - started > TURN_S):
                 self._rest = data[at:]
                 break
-            self._data(data if len(data) <= SLICE_BYTES else data[at : at + SLICE_BYTES])
-        if (self._rest or time.monotonic() - started > TURN_S) and not self.reading_paused:
+            size = self._slice
+            self._data(data if at == 0 and len(data) <= size else data[at : at + size])
+            at += size
+            before, now = now, time.monotonic()
+            if now - before > TURN_S:
+                self._slice = max(LEAST_SLICE_BYTES, size // 2)
+            elif size < SLICE_BYTES and now - before < TURN_S / 4:
+                self._slice = size * 2
+        if (self._rest or now - started > TURN_S) and not self.reading_paused:
             self._wait_for_turn()
 
     def _wait_for_turn(self) -> None:

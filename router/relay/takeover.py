@@ -54,6 +54,8 @@ def take_client(request: web.Request) -> tuple[Leg, bytes]:
     # aiohttp's ``connection_lost`` cancels the handler, which is still at work then; so it is told when the handler has
     # released the leg.
     leg = Leg(transport, masks=False, on_released=old.connection_lost)
+    # Answers to requests before this one that it has not taken yet: the transport told so once, and will not again.
+    leg.writing_paused = old.writing_paused
     transport.set_protocol(leg)
     return leg, _counted(leg, capture)
 

@@ -245,10 +245,15 @@ async def test_errors_of_a_router(simulator: SimulatorFactory, tmp_path: Path) -
         with pytest.raises(NoDeploymentAvailable) as unreachable:
             await router.realtime("dead")
         assert "127.0.0.1" not in unreachable.value.public_message
+        # The traceback tells why, deployment by deployment; the message that a client may see does not.
+        (note,) = unreachable.value.__notes__
+        assert note.startswith("dead-openai-dead-") and ": unreachable after " in note and "Connect call failed" in note
         async with await router.realtime("voice"):
             with pytest.raises(RateLimited) as full:
                 await router.realtime("voice")
             assert full.value.retry_after_s is not None
+            (note,) = full.value.__notes__
+            assert note.startswith("voice-openai-one-") and note.endswith(": not dialled: full")
         # The place is free again as soon as the session is closed.
         async with await router.realtime("voice"):
             pass

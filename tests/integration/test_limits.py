@@ -212,6 +212,8 @@ async def test_a_keys_own_limit(simulator: SimulatorFactory) -> None:
         opened = await open_sessions(router, stack, 2, key=TEAM)
         answer = await router.refused(headers={"Authorization": f"Bearer {TEAM}"})
         assert answer.status == 429 and answer.error["code"] == "rate_limit_exceeded" and answer.retry_after_s >= 1
+        # Not "all deployments": whoever reads it has the key's own sessions to look at.
+        assert "This API key" in answer.error["message"] and "deployments" not in answer.error["message"]
         assert (await router.session(key="rr-rest-0123456789")).principal == "rest"
         await opened[0].close()
         await router.until_true(lambda: router.engine.sessions == 1)

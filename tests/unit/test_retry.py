@@ -115,6 +115,9 @@ PROVOKED = [
     HandshakeRejected(431),
     ErrorEvent(error_code="model_not_found", error_kind="invalid_request_error"),
     ErrorEvent(error_code="invalid_value", error_kind="server_error", param="conversation_id"),
+    UpstreamClosed(1000),
+    UpstreamClosed(1008, "no such conversation"),
+    UpstreamClosed(4004, "invalid_request_error.conversation_not_found"),
 ]
 
 
@@ -127,7 +130,7 @@ def test_what_a_client_may_have_provoked_moves_on_and_blames_nobody(error: Upstr
     """
     verdict = verdict_of(error, "conversation_id")
     assert (verdict.blames, verdict.transient) == (False, False)
-    assert verdict.outcome in (Outcome.REFUSED, Outcome.ERROR_EVENT)
+    assert verdict.outcome in (Outcome.REFUSED, Outcome.ERROR_EVENT, Outcome.EARLY_CLOSE)
     assert verdict_of(error).blames
 
 
@@ -140,6 +143,10 @@ def test_what_a_client_may_have_provoked_moves_on_and_blames_nobody(error: Upstr
         HandshakeRejected(429),
         HandshakeRejected(503),
         ErrorEvent(error_code="server_error", error_kind="server_error"),
+        UpstreamClosed(3000, "invalid_request_error.invalid_api_key"),
+        UpstreamClosed(4000, "rate_limit_exceeded"),
+        UpstreamClosed(1006),
+        UpstreamClosed(1011),
         ConnectFailed("refused"),
     ],
 )
