@@ -361,7 +361,12 @@ def test_final_output_is_the_last(stream: tuple[bool, list[tuple[int, bytes]], b
 UPSTREAM_HOT = ["response.output_audio.delta", "response.audio.delta", "response.output_text.delta"]
 CLIENT_HOT = ["input_audio_buffer.append"]
 # Alike in their first bytes, and not hot.
-LOOKALIKES = ["response.output_audio.done", "response.output_audio_transcript.delta", "input_audio_buffer.appendix", "response.done"]
+LOOKALIKES = [
+    "response.output_audio.done",
+    "response.output_audio_transcript.delta",
+    "input_audio_buffer.appendix",
+    "response.done",
+]
 
 
 @given(st.booleans(), st.integers(0, 2**32), st.integers(1, 12))
