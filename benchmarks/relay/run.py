@@ -127,8 +127,8 @@ class Bench:
         self._options = options
         self._folder = folder
         self._rng = random.Random(options.seed)
-        self._client_key = secrets.token_urlsafe(32)
-        self._upstream_key = secrets.token_urlsafe(32)
+        self._client_key = secrets.token_hex(32)
+        self._upstream_key = secrets.token_hex(32)
         self._verdict = Verdict()
         asyncio.get_running_loop().set_exception_handler(self._verdict.loop_error)
         self._provider = Provider(key=self._upstream_key, verdict=self._verdict)
