@@ -13,6 +13,7 @@ import random
 import re
 import struct
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar, cast
 
@@ -190,7 +191,7 @@ def complaint(payload: bytes, expected: Event, number: int, sequence: int) -> st
     return f"{text}: wrong type" if type_name != expected.type else f"{text}: changed"
 
 
-class Endpoint(asyncio.Protocol):
+class Endpoint(asyncio.Protocol, ABC):
     """One end of a connection: an HTTP head first, frames from then on.
 
     Args:
@@ -210,21 +211,21 @@ class Endpoint(asyncio.Protocol):
         self._parts: list[bytes] = []  # of a fragmented message, unmasked
 
     @property
+    @abstractmethod
     def label(self) -> str:
         """Who it is, in a complaint."""
-        raise NotImplementedError
 
+    @abstractmethod
     def head(self, head: bytes) -> None:
         """The HTTP head, without the empty line."""
-        raise NotImplementedError
 
+    @abstractmethod
     def event(self, data: bytes, at: int, start: int, end: int) -> None:
         """A whole text frame ``data[at:end]`` with its payload from ``start``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def closing(self, code: int) -> None:
         """A CLOSE; 1005 when it has no code."""
-        raise NotImplementedError
 
     def fail(self, text: str) -> None:
         """A fault: note it and cut the connection."""

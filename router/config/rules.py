@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,7 +45,7 @@ class Unfit(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class Rule(ABC):
     """Base of the rules: glue to pydantic.
 
     Attributes:
@@ -53,17 +54,17 @@ class Rule:
 
     item: bool = False
 
+    @abstractmethod
     def parse(self, value: object) -> object:
         """Return the value as the settings hold it.
 
         Raises:
             Unfit: it is not what the rule expects.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def json(self) -> dict[str, Any]:
         """Return the JSON Schema of what an editor may accept."""
-        raise NotImplementedError
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Called by pydantic: the rule alone decides, whatever the annotation says."""

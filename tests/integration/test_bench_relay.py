@@ -281,6 +281,9 @@ class _Collecting(Endpoint):
     def label(self) -> str:
         return "collecting"
 
+    def head(self, head: bytes) -> None:
+        raise AssertionError("it begins open, so no head comes")
+
     def event(self, data: bytes, at: int, start: int, end: int) -> None:
         self.payloads.append(data[start:end])
 
