@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from router.jsontext import parse_object
 from router.relay.contract import Phase, Side
-from router.relay.frames import BINARY, HotEntry, hot_entries
+from router.relay.fastpath import FastPath, HotTable, hot_table
+from router.relay.frames import BINARY
 from router.usage import Usage, response_usage, transcription_usage
 
 TRANSCRIPTION_COMPLETED: Final = "conversation.item.input_audio_transcription.completed"
@@ -101,7 +102,7 @@ OTHER: Final = "other"
 BINARY_TYPE: Final = "binary"
 KNOWN_TYPES: Final = CLIENT_TYPES | UPSTREAM_TYPES | {BINARY_TYPE}
 
-# Nearly all messages of a session. The scanners count them without telling anybody.
+# Nearly all messages of a session. The fast paths count them without telling anybody.
 HOT_CLIENT_TYPES: Final = ("input_audio_buffer.append",)
 HOT_UPSTREAM_TYPES: Final = (
     "response.output_audio.delta",
@@ -113,6 +114,10 @@ HOT_UPSTREAM_TYPES: Final = (
 )
 
 _AUDIO_DELTAS: Final = frozenset({"response.output_audio.delta", "response.audio.delta"})
+_HOT_CLIENT: Final = hot_table(HOT_CLIENT_TYPES, masked=True)
+_HOT_UPSTREAM: Final = hot_table(HOT_UPSTREAM_TYPES, masked=False)
+# Until an answer's first audio has come, audio is not hot: each delta is looked at.
+_HOT_BEFORE_AUDIO: Final = hot_table(HOT_UPSTREAM_TYPES, masked=False, without=_AUDIO_DELTAS)
 # Ids remembered so that nothing is billed twice; two hours of rapid turns have fewer.
 _REMEMBERED_IDS: Final = 8192
 
@@ -155,16 +160,15 @@ class Accounting:
         self._older_answer = False
         self._billed: dict[str, None] = {}
         self._done_ids: dict[str, None] = {}
-        # Since the last ``take_counts``: [messages, payload bytes] by type. Those of hot types are counted by the scanners.
-        self._counts: dict[Side, dict[str, list[int]]] = {
-            "client": {name: [0, 0] for name in HOT_CLIENT_TYPES},
-            "upstream": {name: [0, 0] for name in HOT_UPSTREAM_TYPES},
-        }
-        self.hot: dict[Side, dict[bytes | int, HotEntry]] = {"client": {}, "upstream": {}}
-        for side, counts in self._counts.items():
-            for name, entry in counts.items():
-                self.hot[side].update(hot_entries(name, entry, masked=side == "client"))
-        self._hot_audio = {key: entry for key, entry in self.hot["upstream"].items() if entry[2] in _AUDIO_DELTAS}
+        # Since the last ``take_counts``: [messages, payload bytes] by type. Those of hot types are counted by the fast paths.
+        self._counts: dict[Side, dict[str, list[int]]] = {"client": {}, "upstream": {}}
+        self._fast: dict[Side, FastPath] = {}  # once the legs are joined
+
+    def join(self, client: FastPath, upstream: FastPath) -> None:
+        """The session begins."""
+        self._fast = {"client": client, "upstream": upstream}
+        client.hot = _HOT_CLIENT
+        upstream.hot = _HOT_UPSTREAM
 
     @property
     def phase(self) -> Phase:
@@ -183,13 +187,7 @@ class Accounting:
             name = event_type
         else:
             name = OTHER
-        counts = self._counts[side]
-        entry = counts.get(name)
-        if entry is None:
-            counts[name] = [1, size]
-        else:
-            entry[0] += 1
-            entry[1] += size
+        self._count(side, name, 1, size)
         if side == "client":
             if name == "input_audio_buffer.commit":
                 self._speech_ended()
@@ -202,17 +200,26 @@ class Accounting:
 
     def take_counts(self) -> Counts:
         """Return the counts since the last call: (side, type) → (messages, payload bytes)."""
+        for side, fast in self._fast.items():
+            hot = fast.take_counts()
+            for index, name in enumerate(HOT_CLIENT_TYPES if side == "client" else HOT_UPSTREAM_TYPES):
+                if hot[2 * index]:
+                    self._count(side, name, hot[2 * index], hot[2 * index + 1])
         taken: Counts = {
-            (side, name): (entry[0], entry[1])
-            for side, counts in self._counts.items()
-            for name, entry in counts.items()
-            if entry[0]
+            (side, name): (entry[0], entry[1]) for side, counts in self._counts.items() for name, entry in counts.items()
         }
         for counts in self._counts.values():
-            for entry in counts.values():
-                # In place: the scanners hold the lists of the hot types.
-                entry[0] = entry[1] = 0
+            counts.clear()
         return taken
+
+    def _count(self, side: Side, name: str, messages: int, size: int) -> None:
+        counts = self._counts[side]
+        entry = counts.get(name)
+        if entry is None:
+            counts[name] = [messages, size]
+        else:
+            entry[0] += messages
+            entry[1] += size
 
     # --- single types -------------------------------------------------------------------------------
 
@@ -226,9 +233,7 @@ class Accounting:
 
     def _speech_ended(self, payload: bytes | None = None) -> None:
         self._speech_ended_at = self._clock()
-        # Until the answer's first audio has come, audio is not hot: each delta is looked at.
-        for key in self._hot_audio:
-            self.hot["upstream"].pop(key, None)
+        self._make_hot(_HOT_BEFORE_AUDIO)
         self._older_answer = self._open_responses > 0
 
     def _speech_started(self, payload: bytes | None) -> None:
@@ -237,7 +242,12 @@ class Accounting:
 
     def _stop_waiting_for_audio(self) -> None:
         self._speech_ended_at = None
-        self.hot["upstream"].update(self._hot_audio)
+        self._make_hot(_HOT_UPSTREAM)
+
+    def _make_hot(self, table: HotTable) -> None:
+        upstream = self._fast.get("upstream")
+        if upstream is not None:
+            upstream.hot = table
 
     def _response_created(self, payload: bytes | None) -> None:
         self._open_responses += 1

@@ -169,6 +169,9 @@ class LocalTransport(asyncio.Transport):
         self._loop.call_soon(self.leg.connection_lost, None)
         self._wake()
 
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """It is the leg's for ever."""
+
     def is_closing(self) -> bool:
         """Whether it was ended."""
         return self._closing

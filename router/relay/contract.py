@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import orjson
 
-from router.relay.frames import HotEntry
+from router.relay.fastpath import FastPath
 
 Side = Literal["client", "upstream"]
 Who = Literal["client", "upstream", "router"]
@@ -21,9 +20,8 @@ Cause = Literal["close", "lost", "dead", "stalled", "protocol", "idle_timeout", 
 class Tap(Protocol):
     """Who is told of the messages of a session. Called on the hot path: no I/O, no exceptions."""
 
-    @property
-    def hot(self) -> Mapping[Side, dict[bytes | int, HotEntry]]:
-        """By side: the types that ``message`` need not be told of, with where they are counted; may change at any time."""
+    def join(self, client: FastPath, upstream: FastPath) -> None:
+        """The session begins. Types that ``message`` need not be told of may be made hot on its two fast paths, at any time."""
 
     @property
     def collect(self) -> frozenset[str]:

@@ -23,6 +23,8 @@ import struct
 from enum import Enum
 from typing import Final, Protocol
 
+from router.relay.fastpath import BOUNDARY, MIDDLE, SLOW, FastPath
+
 CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
 BINARY: Final = 0x2
@@ -52,42 +54,6 @@ _TYPE_FIRST: Final = re.compile(
 # ... or as the last key: in valid JSON, what stands right before the last brace is a key of the outermost object, and this text
 # cannot be inside a string, for it holds quotes that are not escaped. Some SDKs write ``{"audio": …, "type": …}``.
 _TYPE_LAST: Final = re.compile(rb'["}\]0-9el]\s*,\s*"type"\s*:\s*"([A-Za-z0-9_.\-]{1,80})"\s*\}\s*$')
-
-
-# Hot events: the few types that make up nearly all of a session. A frame that is one of them is told by a few of its first bytes,
-# in one look-up, and counted where its entry says; everything else takes the long way. Keys are the bytes that have to be equal.
-_HOT_KEY_BYTES: Final = 33  # of a server's frame: the first length at which `response.output_audio.delta` and `.done` differ
-_HOT_MASKED_KEY_BYTES: Final = 36  # of a client's frame: all of `{"type":"input_audio_buffer.append",`
-# A mask key times this is the key repeated over those bytes, as one number.
-_REPEAT: Final = sum(1 << (32 * index) for index in range(_HOT_MASKED_KEY_BYTES // 4))
-
-# First bytes of the message, [messages, payload bytes] so far, type.
-HotEntry = tuple[bytes, list[int], str]
-
-
-def hot_entries(event_type: str, counts: list[int], *, masked: bool) -> dict[bytes | int, HotEntry]:
-    """Return what a scanner's ``hot`` has to hold for a type.
-
-    Args:
-        event_type: the type; only its plain form, type first and no blanks, is hot.
-        counts: where messages of it are counted: [messages, payload bytes].
-        masked: for the direction from the client.
-
-    Raises: ValueError: the type is too short, or too long, to be told by those bytes.
-    """
-    prefix = b'{"type":"' + event_type.encode() + b'",'
-    entry = (prefix, counts, event_type)
-    if masked:
-        if len(prefix) != _HOT_MASKED_KEY_BYTES:
-            raise ValueError(f"{event_type!r} cannot be hot from a client")
-        return {int.from_bytes(prefix, "big"): entry}
-    if len(prefix) >= _HOT_KEY_BYTES:
-        return {prefix[:_HOT_KEY_BYTES]: entry}
-    # What follows a short type is the beginning of the next key: event_id, response_id, item_id.
-    keys = [prefix + following for following in (b'"e', b'"r', b'"i') if len(prefix) + 2 == _HOT_KEY_BYTES]
-    if not keys:
-        raise ValueError(f"{event_type!r} cannot be hot from an upstream")
-    return dict.fromkeys(keys, entry)
 
 
 class Disposition(Enum):
@@ -192,8 +158,8 @@ def late_type(tail: bytes | bytearray) -> str | None:
     return match[1].decode("ascii") if match is not None else None
 
 
-class FrameScanner:
-    """Follows the frames of one direction.
+class FrameScanner(FastPath):
+    """Follows the frames of one direction. What needs no look is moved over by ``FastPath``.
 
     Args:
         masked: whether frames of this direction must be masked (from a client) or must not be (from a server).
@@ -216,36 +182,24 @@ class FrameScanner:
         "_injected_control",
         "_injected_events",
         "_key",
-        "_left",
-        "_masked",
-        "_max",
         "_muted",
         "_offset",
         "_opcode",
         "_overflow",
         "_partial",
         "_passed",
-        "_plain",
         "_size",
         "_undecided",
-        "events",
-        "hot",
         "sink",
     )
 
     def __init__(
         self, *, masked: bool, max_message_bytes: int, sink: Sink, collect_limit_bytes: int = COLLECT_LIMIT_BYTES
     ) -> None:
+        super().__init__(masked, max_message_bytes)
         self.sink = sink
         self._collect_limit = collect_limit_bytes
-        self.events = 0  # complete messages so far
-        self.hot: dict[bytes | int, HotEntry] = {}  # ``hot_entries`` of the types that the sink need not be told of
-        # At a frame boundary with nothing pending, held, collected or injected: only then hot frames may be looked for.
-        self._plain = True
-        self._masked = masked
-        self._max = max_message_bytes
         self._partial = b""  # a frame head, or a control frame, that is not complete yet
-        self._left = 0  # payload bytes of the current data frame still to come
         self._fin = True  # the current data frame's FIN bit
         self._key = b""  # the current data frame's mask key
         self._offset = 0  # payload bytes of the current data frame seen so far, for the mask
@@ -272,12 +226,12 @@ class FrameScanner:
     @property
     def at_frame_boundary(self) -> bool:
         """Whether a control frame may be put into the outgoing stream now."""
-        return self._left == 0 or self._held is not None
+        return self.left == 0 or self._held is not None
 
     @property
     def at_message_boundary(self) -> bool:
         """Whether a data message may be put into the outgoing stream now."""
-        return not self._in_message or not self._passed
+        return self.entered < 0 and (not self._in_message or not self._passed)
 
     @property
     def held_bytes(self) -> int:
@@ -300,7 +254,7 @@ class FrameScanner:
         if self.at_frame_boundary:
             return frame
         self._injected_control.append(frame)
-        self._plain = False
+        self.mode = SLOW
         return b""
 
     def inject_event(self, frame: bytes) -> bytes:
@@ -308,7 +262,7 @@ class FrameScanner:
         if self.at_message_boundary and self.at_frame_boundary:
             return frame
         self._injected_events.append(frame)
-        self._plain = False
+        self.mode = SLOW
         return b""
 
     @property
@@ -327,7 +281,7 @@ class FrameScanner:
         """
         if self._muted or self._final is not None:
             return b""
-        self._plain = False
+        self.mode = SLOW
         if self.at_frame_boundary and (self.at_message_boundary or not after_message):
             self._muted = True
             return frames
@@ -337,37 +291,25 @@ class FrameScanner:
     # --- the stream ---------------------------------------------------------------------------------
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take the next bytes of the stream.
+        """Take the next bytes of the stream, or what the fast path left of a read.
 
         Returns: what may go out now, in order; often just ``[data]``.
         Raises: FrameError: the stream is illegal from here on; ``legal_output(error)`` gives what stood before that.
         """
-        position = 0
-        if self._plain:
-            position = self._skip_hot_masked(data) if self._masked else self._skip_hot(data)
-            if position >= len(data):
-                return [data]
-        elif self._left > len(data) and self._collected is None and self._held is None and not self._muted:
-            # The middle of a frame that passes: nothing in it can be of interest.
-            self._left -= len(data)
-            self._offset += len(data)
+        position = self.skip(data)
+        if position == len(data):
             return [data]
+        if self.entered >= 0:
+            self._fin = True  # of the hot frame that the fast path entered
         out: list[bytes] = []
         muted = self._muted
         try:
             self._scan(data, position, out)
         except FrameError as error:
+            self.mode = SLOW
             raise _Illegal(error, [] if muted else out) from None
+        self.mode = self._what_may_be_skipped()
         if not self._muted:
-            self._plain = not (
-                self._left
-                or self._partial
-                or self._in_message
-                or self._close_seen
-                or self._injected_control
-                or self._injected_events
-                or self._final is not None
-            )
             return out
         if muted:
             return []
@@ -375,67 +317,21 @@ class FrameScanner:
         del out[self._cut :]
         return out
 
-    def _skip_hot(self, data: bytes) -> int:
-        """Count the hot frames that a server's bytes begin with; return where the first other one begins."""
-        hot = self.hot
-        at = 0
-        size = len(data)
-        # One unfragmented text frame with a 16-bit length: the shape of every audio delta below 64 KiB.
-        while size - at >= 4 + _HOT_KEY_BYTES and data[at] == 0x81 and data[at + 1] == 126:
-            entry = hot.get(data[at + 4 : at + 4 + _HOT_KEY_BYTES])
-            if entry is None or not data.startswith(entry[0], at + 4):
-                break
-            length = data[at + 2] << 8 | data[at + 3]
-            if not 126 <= length <= self._max:
-                break
-            at += 4 + length
-            if at > size:
-                self._enter_hot(entry, length, at - size)
-                break
-            counts = entry[1]
-            counts[0] += 1
-            counts[1] += length
-            self.events += 1
-        return at
-
-    def _skip_hot_masked(self, data: bytes) -> int:
-        """The same for a client's bytes, whose beginning is compared under its mask."""
-        hot = self.hot
-        at = 0
-        size = len(data)
-        from_bytes = int.from_bytes
-        while size - at >= 8 + _HOT_MASKED_KEY_BYTES and data[at] == 0x81 and data[at + 1] == 0xFE:
-            mask = from_bytes(data[at + 4 : at + 8], "big") * _REPEAT
-            entry = hot.get(from_bytes(data[at + 8 : at + 8 + _HOT_MASKED_KEY_BYTES], "big") ^ mask)
-            if entry is None:
-                break
-            length = data[at + 2] << 8 | data[at + 3]
-            if not 126 <= length <= self._max:
-                break
-            at += 8 + length
-            if at > size:
-                self._enter_hot(entry, length, at - size)
-                break
-            counts = entry[1]
-            counts[0] += 1
-            counts[1] += length
-            self.events += 1
-        return at
-
-    def _enter_hot(self, entry: HotEntry, length: int, left: int) -> None:
-        """A hot frame goes on in the next read: from here on it is like any other that passes."""
-        self._plain = False
-        self._in_message = True
-        self._fin = True
-        self._opcode = TEXT
-        self._size = length
-        self._event_type = entry[2]
-        self._disposition = PASS
-        self._collected = None
-        self._overflow = False
-        self._passed = True
-        self._left = left
-        self._offset = length - left
+    def _what_may_be_skipped(self) -> int:
+        """The fast path's mode from here on."""
+        if (
+            self._muted
+            or self._partial
+            or self._close_seen
+            or self._injected_control
+            or self._injected_events
+            or self._final is not None
+        ):
+            return SLOW
+        if self.left:
+            # In a frame that passes nothing can be of interest.
+            return MIDDLE if self._collected is None and self._held is None else SLOW
+        return SLOW if self._in_message else BOUNDARY
 
     def _scan(self, data: bytes, position: int, out: list[bytes]) -> None:
         if self._close_seen:
@@ -448,8 +344,8 @@ class FrameScanner:
         start = 0  # first byte of the run that goes out unchanged
 
         while position < size:
-            if self._left:
-                end = min(size, position + self._left)
+            if self.left:
+                end = min(size, position + self.left)
                 if self._collected is not None:
                     self._collect(data, position, end)
                     if self._undecided and len(self._collected) >= PEEK_BYTES:
@@ -457,13 +353,13 @@ class FrameScanner:
                     elif self._overflow and self._held is not None:
                         # Too long to hold: it goes out unchanged. The type may still be told by its tail.
                         start = self._release(start, position, out)
-                self._left -= end - position
+                self.left -= end - position
                 self._offset += end - position
                 if self._held is not None:
                     self._held += data[position:end]
                     start = end
                 position = end
-                if self._left:
+                if self.left:
                     break
                 start = self._frame_end(data, start, position, out)
                 continue
@@ -522,7 +418,7 @@ class FrameScanner:
             return None
         first, second = data[at], data[at + 1]
         opcode = self._check_first(first)
-        if bool(second & 0x80) is not self._masked:
+        if bool(second & 0x80) is not self.masked:
             raise FrameError(1002, "masked frame from a server" if second & 0x80 else "unmasked frame from a client")
         length = second & 0x7F
         if opcode & 0x8 and length > 125:
@@ -546,10 +442,10 @@ class FrameScanner:
             payload_at += 8
         if not opcode & 0x8:
             total = length if opcode != CONTINUATION else self._size + length
-            if total > self._max:
-                raise FrameError(1009, f"message of at least {total} bytes, limit {self._max}")
+            if total > self.max_message_bytes:
+                raise FrameError(1009, f"message of at least {total} bytes, limit {self.max_message_bytes}")
         key = b""
-        if self._masked:
+        if self.masked:
             if len(data) - payload_at < 4:
                 return None
             key = data[payload_at : payload_at + 4]
@@ -581,7 +477,7 @@ class FrameScanner:
         """Enter a data frame whose head is complete; return the new start of the outgoing run."""
         opcode, fin, length, key, payload_at = head
         self._fin = fin
-        self._left = length
+        self.left = length
         self._key = key
         self._offset = 0
         if opcode == CONTINUATION:
@@ -693,6 +589,9 @@ class FrameScanner:
     def _message_end(self, start: int, at: int, out: list[bytes]) -> int:
         if self._undecided:
             start = self._decide(start, at, out)
+        if self.entered >= 0:
+            self.leave()
+            return start
         payload: bytes | None = None
         collected = self._collected
         if collected is not None:

@@ -171,8 +171,6 @@ class Relay:
         self._up = _Direction(self, "client", client, upstream, scanner)
         self._up.scanner = FrameScanner(masked=True, max_message_bytes=settings.max_message_bytes, sink=self._up)
         self._down = _Direction(self, "upstream", upstream, client, scanner)
-        self._up.scanner.hot = tap.hot["client"]
-        scanner.hot = tap.hot["upstream"]
         self._up.peer, self._down.peer = self._down, self._up
         self._down.close = upstream_close
         scanner.sink = self._down
@@ -243,6 +241,7 @@ class Relay:
         self._sweep.add(self)
         self._client.receiver = self._up
         self._upstream.receiver = self._down
+        self.tap.join(self._up.scanner, self._down.scanner)
         for message in self._seen:
             self.tap.message("upstream", message.opcode, message.event_type, message.size, message.payload)
         self._down.forward(self._backlog)
@@ -252,6 +251,8 @@ class Relay:
         if self._early:
             self._up.data(self._early)
             self._early = b""
+        self._client.join(self._up.scanner, self._upstream)
+        self._upstream.join(self._down.scanner, self._client)
         # Either may have been lost while nobody listened.
         if self._upstream.lost:
             self.leg_lost(self._down)
@@ -433,12 +434,13 @@ def _echo(code: int) -> int:
 class _Watch:
     """When a leg was last heard, and when it last took something."""
 
-    __slots__ = ("_bytes", "_leg", "_taken", "heard_at", "moved_at")
+    __slots__ = ("_bytes", "_leg", "_resumes", "_waiting", "heard_at", "moved_at")
 
     def __init__(self, leg: Leg, now: float) -> None:
         self._leg = leg
         self._bytes = -1
-        self._taken = -1
+        self._resumes = 0
+        self._waiting = 0  # bytes in the write buffer
         self.heard_at = now
         self.moved_at = now
 
@@ -451,9 +453,11 @@ class _Watch:
             self.heard_at = now
         if not leg.writing_paused:
             self.moved_at = now
+            self._waiting = 0
             return
         # The buffer's size alone does not tell: between two looks it may have been emptied and filled again.
-        taken = leg.bytes_out - leg.transport.get_write_buffer_size()
-        if taken != self._taken:
-            self._taken = taken
+        waiting = leg.transport.get_write_buffer_size()
+        if waiting < self._waiting or leg.resumes != self._resumes:
             self.moved_at = now
+        self._waiting = waiting
+        self._resumes = leg.resumes

@@ -33,7 +33,7 @@ class _Capture:
 
 def _counted(leg: Leg, capture: _Capture) -> bytes:
     """What was captured, counted as read from the leg."""
-    leg.bytes_in = len(capture.data)
+    leg.count(len(capture.data))
     return bytes(capture.data)
 
 

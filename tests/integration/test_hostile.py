@@ -22,7 +22,8 @@ from aiohttp.http_parser import DeflateBuffer
 from router import app
 from router.events import SessionRecord
 from router.relay import relay as relays
-from router.relay.leg import FAIR_BYTES, Leg
+from router.relay.fastpath import FAIR_BYTES
+from router.relay.leg import Leg
 from router.relay.takeover import take_client
 from router.simulator.pytest_plugin import SimulatorFactory
 from tests.helpers.processes import router_process, written

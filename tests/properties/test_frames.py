@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.relay import frames
+from router.relay.fastpath import hot_table
 from router.relay.frames import BINARY, CLOSE, PING, PONG, TEXT, Disposition, FrameError, FrameScanner, encode_frame
 
 TYPES = ["session.update", "input_audio_buffer.append", "response.done", "error", "x"]
@@ -374,12 +375,10 @@ def test_hot_events_are_counted_exactly_and_pass_unchanged(masked: bool, seed: i
     """Told or counted, every message is booked once with its size, whatever stands around it and however the stream is cut."""
     rng = random.Random(seed)
     hot = CLIENT_HOT if masked else UPSTREAM_HOT
-    counts = {name: [0, 0] for name in hot}
     sink = Recorder({"response.done": frames.COLLECT})
     sink.swallow = b"never sent"
     scanner = FrameScanner(masked=masked, max_message_bytes=1 << 20, sink=sink)
-    for name, entry in counts.items():
-        scanner.hot.update(frames.hot_entries(name, entry, masked=masked))
+    scanner.hot = hot_table(hot, masked=masked)
     data, expected = b"", []
     for _ in range(number):
         name = rng.choice([*hot, *hot, *LOOKALIKES])
@@ -399,6 +398,9 @@ def test_hot_events_are_counted_exactly_and_pass_unchanged(masked: bool, seed: i
     out = b"".join(piece for part in segments(data, seed) for piece in scanner.feed(part))
     assert decode(out, masked) == decode(data, masked) or sorted(out) == sorted(data)
     told = [size for _, _, size in sink.messages]
+    taken = scanner.take_counts()
+    counts = {name: taken[2 * index : 2 * index + 2] for index, name in enumerate(hot)}
+    assert not any(scanner.take_counts())
     assert len(told) + sum(entry[0] for entry in counts.values()) == number == scanner.events
     assert sum(told) + sum(entry[1] for entry in counts.values()) == sum(expected)
     plain = FrameScanner(masked=masked, max_message_bytes=1 << 20, sink=(told_all := Recorder({})))
@@ -412,23 +414,46 @@ def test_hot_events_are_counted_exactly_and_pass_unchanged(masked: bool, seed: i
 
 def test_hot_events_take_the_short_way() -> None:
     """A read of whole hot frames is passed on as it is and the sink hears nothing; a frame over two reads is counted as well."""
-    counts = [0, 0]
     sink = Recorder({})
     scanner = FrameScanner(masked=False, max_message_bytes=1 << 20, sink=sink)
-    scanner.hot.update(frames.hot_entries(UPSTREAM_HOT[0], counts, masked=False))
+    scanner.hot = hot_table(UPSTREAM_HOT[:1], masked=False)
     event = {"type": UPSTREAM_HOT[0], "delta": "x" * 5000}
     frame = encode_frame(TEXT, json.dumps(event, separators=(",", ":")).encode())
     assert scanner.feed(frame * 3) == [frame * 3]
-    assert (counts[0], sink.messages, scanner.events) == (3, [], 3)
+    assert (scanner.take_counts()[:2], sink.messages, scanner.events) == ([3, 3 * (len(frame) - 4)], [], 3)
     assert scanner.feed(frame + frame[:100]) == [frame + frame[:100]]
-    assert not scanner.at_frame_boundary and scanner.current_type == UPSTREAM_HOT[0]
+    assert not scanner.at_frame_boundary and not scanner.at_message_boundary
     assert scanner.feed(frame[100:200]) == [frame[100:200]]
-    assert scanner.feed(frame[200:]) == [frame[200:]]
-    assert (counts[0], len(sink.messages), scanner.events) == (4, 1, 5)
+    assert scanner.feed(frame[200:] + frame) == [frame[200:] + frame]
+    assert (scanner.take_counts()[0], sink.messages, scanner.events) == (3, [], 6)
+
+
+def test_what_is_injected_into_a_hot_frame_comes_out_at_its_end() -> None:
+    """Entered on the fast path, ended on the slow one: counted once, and the stream is at a boundary again."""
+    sink = Recorder({})
+    scanner = FrameScanner(masked=False, max_message_bytes=1 << 20, sink=sink)
+    scanner.hot = hot_table(UPSTREAM_HOT[:1], masked=False)
+    event = {"type": UPSTREAM_HOT[0], "delta": "x" * 500}
+    frame = encode_frame(TEXT, json.dumps(event, separators=(",", ":")).encode())
+    assert scanner.feed(frame[:100]) == [frame[:100]]
+    ping, own = encode_frame(PING, b"own"), encode_frame(TEXT, b"{}")
+    assert (scanner.inject_control(ping), scanner.inject_event(own)) == (b"", b"")
+    assert scanner.feed(frame[100:200]) == [frame[100:200]]
+    assert b"".join(scanner.feed(frame[200:] + frame)) == frame[200:] + ping + own + frame
+    # What came behind it in the same read was told, not counted.
+    assert (scanner.events, sink.messages) == (2, [(TEXT, UPSTREAM_HOT[0], len(frame) - 4)])
+    assert scanner.take_counts()[:2] == [1, len(frame) - 4]
+    assert (scanner.feed(frame), scanner.take_counts()[0]) == ([frame], 1)
 
 
 @pytest.mark.parametrize(("name", "masked"), [("x", False), ("x", True), ("response.output_audio.delta", True)])
 def test_types_that_cannot_be_hot_are_refused(name: str, masked: bool) -> None:
     """A table that would never match is a mistake to be told at once."""
     with pytest.raises(ValueError, match="cannot be hot"):
-        frames.hot_entries(name, [0, 0], masked=masked)
+        hot_table([name], masked=masked)
+
+
+def test_no_more_types_can_be_hot_than_there_are_counters() -> None:
+    """The C form has a fixed number of them."""
+    with pytest.raises(ValueError, match="more than 8 types"):
+        hot_table(["response.output_audio.delta"] * 9, masked=False)

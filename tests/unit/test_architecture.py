@@ -35,6 +35,7 @@ PURE_CORE = (
     "router.proxies",
     "router.redaction",
     "router.relay.contract",
+    "router.relay.fastpath",
     "router.relay.frames",
     "router.relay.rewrite",
     "router.retry",

@@ -70,6 +70,9 @@ class FakeTransport(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return self.kept
 
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        assert protocol is self.leg
+
     def is_closing(self) -> bool:
         return self.closing
 

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from router.relay import leg as legs
-from router.relay.leg import FAIR_BYTES, LEAST_SLICE_BYTES, SLICE_BYTES, TURN_S, Leg
+from router.relay.fastpath import FAIR_BYTES
+from router.relay.leg import LEAST_SLICE_BYTES, SLICE_BYTES, TURN_S, Leg
 from tests.helpers.clock import ManualClock
 from tests.helpers.running import until
 from tests.unit.relay.fakes import FakeTransport

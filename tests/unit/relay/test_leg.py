@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from router.relay.fastpath import MIDDLE, FastPath
 from router.relay.frames import PING
-from router.relay.leg import WRITE_BUFFER_HIGH_BYTES
+from router.relay.leg import WRITE_BUFFER_HIGH_BYTES, Leg
 from tests.unit.relay.fakes import FakeTransport
 
 
@@ -46,18 +47,42 @@ def test_the_write_buffer_is_bounded_from_the_start() -> None:
     assert FakeTransport().limits == (WRITE_BUFFER_HIGH_BYTES, None)
 
 
-def test_writes_are_counted_and_dropped_once_the_connection_ends() -> None:
-    """Neither a closing nor a lost transport is written to; what was not handed over is not counted."""
-    transport = FakeTransport()
-    transport.leg.write(b"abc")
-    transport.closing = True
-    transport.leg.write(b"def")
-    assert (bytes(transport.written), transport.leg.bytes_out) == (b"abc", 3)
-    other = FakeTransport()
-    other.lose()
-    other.closing = False
-    other.leg.write(b"x")
-    assert (bytes(other.written), other.leg.bytes_out) == (b"", 0)
+def test_writes_are_dropped_once_the_connection_ends() -> None:
+    """Neither a transport that the leg closed or cut nor a lost one is written to; asyncio's would complain, uvloop's raise."""
+    for end in (Leg.close, Leg.abort, lambda leg: leg.connection_lost(None)):
+        transport = FakeTransport()
+        transport.leg.write(b"abc")
+        end(transport.leg)
+        transport.leg.write(b"def")
+        assert bytes(transport.written) == b"abc"
+
+
+def test_the_fast_path_writes_no_more_to_a_leg_that_ended() -> None:
+    """It holds the other transport's own method, so the leg takes that away."""
+    for end in (Leg.close, Leg.abort, lambda leg: leg.connection_lost(None)):
+        source, target = FakeTransport(), FakeTransport()
+        fast = FastPath(False, 1 << 20)
+        source.leg.join(fast, target.leg)
+        fast.write(b"abc")
+        end(target.leg)
+        fast.write(b"def")
+        assert bytes(target.written) == b"abc"
+
+
+def test_a_released_leg_passes_nothing_on() -> None:
+    """What the event loop still hands over is dropped, on both paths."""
+    source, target = FakeTransport(), FakeTransport()
+    fast = FastPath(False, 1 << 20)
+    receiver = Receiver()
+    source.leg.receiver = receiver
+    source.leg.join(fast, target.leg)
+    received = source.leg.data_received
+    fast.mode, fast.left = MIDDLE, 100
+    received(b"a")
+    received(b"b" * 99)
+    source.leg.release()
+    received(b"c")
+    assert (bytes(target.written), receiver.read) == (b"a", b"b" * 99)
 
 
 def test_reading_is_paused_and_resumed_once() -> None:
