@@ -47,7 +47,7 @@ from router.relay.leg import Leg
 from router.relay.takeover import take_upstream
 from router.retry import parse_retry_after
 from router.tasks import ErrorReport
-from router.tls import TlsContexts
+from router.tls import TlsContexts, dialling, remember_session
 from router.tokens import TokenSources
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
@@ -308,6 +308,7 @@ class Dialer:
             if deployment.timeout_s is not None:
                 ready_limit_s = min(ready_limit_s, max(0.0, deployment.timeout_s - (time.monotonic() - started)))
             await self._ready(upstream, deployment, ready_limit_s)
+            remember_session(leg.transport.get_extra_info("ssl_object"))
         except BaseException:
             upstream.abort()
             raise
@@ -348,6 +349,7 @@ class Dialer:
             # own; a plain request goes to the proxy itself.
             (proxy_headers if url.scheme == "https" else headers)["Proxy-Authorization"] = proxy.authorization.reveal()
         progress.sent = _credentials(target.headers, proxy, url)
+        dialling(url.host, url.port)
         try:
             response = await self._client().get(
                 url,

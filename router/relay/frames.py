@@ -35,7 +35,7 @@ PONG: Final = 0xA
 # Bytes of a message that are looked at to name its type. Real events fit: `{"event_id":"event_…(21)…","type":"…(60)…"`.
 PEEK_BYTES: Final = 160
 # A copy of a message is given up beyond this, for the memory of one session is bounded whatever its peers send.
-COLLECT_LIMIT_BYTES: Final = 4 * 1024 * 1024
+COLLECT_LIMIT_BYTES: Final = 512 * 1024
 HOLD_LIMIT_BYTES: Final = 512 * 1024
 # The same for the bytes as they came: fragments without payload, or with hardly any, are heads above all.
 _HOLD_RAW_LIMIT_BYTES: Final = 2 * HOLD_LIMIT_BYTES
