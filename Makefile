@@ -1,22 +1,25 @@
 # Every target makes its own virtual environment from a lock file, once; no activated one is needed.
-#   make run          a demo with no key and no server          (ARGS="..." goes to realtime-router demo)
-#   make test         lint, then all tests                      (ARGS="tests/unit -k name" goes to pytest)
-#   make test-system  install the programs that tests drive: Node.js, Chromium
-#   make lint         ruff, mypy, import-linter
-#   make format       let ruff sort imports and apply its safe fixes
-#   make bench        measure                                   (ARGS="..." goes to the benchmarks)
-#   make lock         write the lock files anew                 (UPGRADE=1 takes newer versions)
-#   make build        wheel and source distribution in dist/
-#   make check-wheel  build, install the wheel in an empty environment, use it
-#   make clean        remove all that make made
+#   make run              a demo with no key and no server          (ARGS="..." goes to realtime-router demo)
+#   make test             lint, then all tests                      (ARGS="tests/unit -k name" goes to pytest)
+#   make test-conformance the Autobahn suite, random sequences      (SEQUENCES=10000 SEED=0, ARGS="-k name" goes to pytest)
+#   make test-system      install the programs that tests drive: Node.js, Chromium
+#   make lint             ruff, mypy, import-linter
+#   make format           let ruff sort imports and apply its safe fixes
+#   make bench            measure                                   (ARGS="..." goes to the benchmarks)
+#   make lock             write the lock files anew                 (UPGRADE=1 takes newer versions)
+#   make build            wheel and source distribution in dist/
+#   make check-wheel      build, install the wheel in an empty environment, use it
+#   make clean            remove all that make made
 # PYTHON=/path/to/python3 names the interpreter (3.11 or newer).
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run test test-system lint format bench lock build check-wheel clean venv-run venv-test node-modules
+.PHONY: help run test test-conformance test-system lint format bench lock build check-wheel clean venv-run venv-test node-modules
 
 ARGS ?=
 UPGRADE ?=
+SEQUENCES ?= 10000
+SEED ?= 0
 PYTHON ?=
 export PYTHON
 
@@ -59,6 +62,10 @@ node-modules:
 
 test: lint node-modules
 	$(TEST_BIN)/python -m pytest $(ARGS)
+
+# -m "": with what pyproject.toml deselects.
+test-conformance: venv-test
+	CONFORMANCE_SEQUENCES=$(SEQUENCES) CONFORMANCE_SEED=$(SEED) $(TEST_BIN)/python -m pytest -m "" tests/conformance $(ARGS)
 
 test-system:
 	@.ci/system

@@ -67,6 +67,8 @@ COOL_DOWN_INTERVAL_S: Final = 1.0
 
 # The process has one log, and so one set of secrets that it must not show: registered before ``configure`` or after it.
 _redactor: Final = Redactor()
+# Least level that the log shows, of ``logging``; everything until ``configure`` has said more.
+_least_level = logging.NOTSET
 
 
 def register_secrets(secrets: Iterable[str | Secret]) -> None:
@@ -94,6 +96,8 @@ _SECRET_NAME: Final = re.compile(
 )
 # Facts that are names of the configuration, or the router's own: "xai-voice" is a fine name for a group.
 _CONFIGURED_NAMES: Final = frozenset({"session", "group", "deployment", "principal"})
+# Facts whose values are few and the router's own words.
+_OWN_WORDS: Final = frozenset({"who", "cause", "phase", "outcome", "reason"})
 
 
 def _text(value: object, limit: int = MAX_TEXT_CHARS, *, redact: Callable[[str], str] = _redactor) -> str:
@@ -115,6 +119,8 @@ def _str(value: object) -> str:
         text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes | bytearray) else str(value)
     except Exception as error:  # somebody else's __str__
         text = f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -125,6 +131,8 @@ def _str(value: object) -> str:
 
 def _plain(value: object, depth: int = 0) -> Any:
     """A fact as JSON can hold it."""
+    if type(value) is str:
+        return _text(value)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, float):
@@ -151,10 +159,16 @@ def _facts(facts: Mapping[Any, Any], depth: int = 0) -> dict[str, Any]:
         if len(plain) >= MAX_ITEMS:
             plain["…"] = f"{len(facts)} items"
             break
-        name = _text(key, 100, redact=_redactor.word)
-        if name in _CONFIGURED_NAMES and isinstance(value, str):
+        name = _redactor.known_word(key) if type(key) is str else None
+        if name is None or len(name) > 100:
+            name = _text(key, 100, redact=_redactor.word)
+        if not isinstance(value, str | bytes):
+            plain[name] = _plain(value, depth)
+        elif name in _CONFIGURED_NAMES and isinstance(value, str):
             plain[name] = _text(value, redact=_redactor.registered)
-        elif value and isinstance(value, str | bytes) and _SECRET_NAME.search(name) is not None:
+        elif name in _OWN_WORDS:
+            plain[name] = _text(value, redact=_redactor.word)
+        elif value and _SECRET_NAME.search(name) is not None:
             plain[name] = MASK
         else:
             plain[name] = _plain(value, depth)
@@ -224,8 +238,8 @@ def _error_of(exc_info: object) -> BaseException | None:
 def _json(head: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     # A fact cannot take the place of what every line has.
     line = orjson.dumps({**head, **{f"{key}_" if key in head else key: value for key, value in facts.items()}}).decode()
-    # What orjson leaves as it is and what some readers of lines take for the end of one.
-    return line.translate(_ESCAPES)
+    # What orjson leaves as it is and what some readers of lines take for the end of one. Of ASCII that is DEL alone.
+    return line if line.isascii() and "\x7f" not in line else line.translate(_ESCAPES)
 
 
 class _Console:
@@ -306,6 +320,7 @@ class Log:
         root = logging.getLogger()
         self._root_before = (root.handlers[:], root.level)
         self._structlog_before = structlog.get_config() if structlog.is_configured() else None
+        self._least_level_before = _least_level
         self._hooks_before = (sys.excepthook, sys.unraisablehook, threading.excepthook, warnings.showwarning)
 
     @property
@@ -320,6 +335,8 @@ class Log:
         root.setLevel(level)
         sys.excepthook, sys.unraisablehook, threading.excepthook, warnings.showwarning = self._hooks_before
         structlog.reset_defaults()
+        global _least_level
+        _least_level = self._least_level_before
         if self._structlog_before is not None:
             structlog.configure(**self._structlog_before)
 
@@ -355,6 +372,8 @@ def configure(
     number = logging.getLevelNamesMapping()[level.upper()]
     sink = _Sink(stream)
     log = Log(sink)
+    global _least_level
+    _least_level = number
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -525,6 +544,7 @@ class LogObserver:
         refusals_per_s: int = REFUSALS_PER_S,
     ) -> None:
         self._log = _logger() if logger is None else logger
+        self._foreign = logger is not None
         self._refusals = _Flood(refusals_per_s, clock=clock)
         self._alarms = _Repeats(ALARM_INTERVAL_S, clock=clock)
         self._cool_downs = _Repeats(COOL_DOWN_INTERVAL_S, clock=clock)
@@ -552,6 +572,10 @@ class LogObserver:
         if handler is not None:
             handler(event)
 
+    def _details(self) -> bool:
+        """Whether debug lines are shown; a line that is not costs as much as half of one that is."""
+        return self._foreign or _least_level <= logging.DEBUG
+
     def flush(self, *, now: bool = True) -> None:
         """Tell what was left out of a flood and not told yet; with ``now=False`` only when its second is over."""
         suppressed = self._refusals.due(now=now)
@@ -562,9 +586,10 @@ class LogObserver:
 
     def _session_started(self, event: events.SessionStarted) -> None:
         self._attempts[event.session] = 0
-        self._log.debug(
-            "session started", session=event.session, group=event.group, principal=event.principal, client=event.client
-        )
+        if self._details():
+            self._log.debug(
+                "session started", session=event.session, group=event.group, principal=event.principal, client=event.client
+            )
 
     def _session_refused(self, event: events.SessionRefused) -> None:
         if self._refusals.admits(event.code):
@@ -582,6 +607,10 @@ class LogObserver:
         before = self._attempts.get(event.session)
         if before is not None:
             self._attempts[event.session] = before + 1
+        # One that lost a race is not the session's first, even when it began first.
+        expected = event.outcome == "ready" and before == 0 and not event.raced
+        if expected and not self._details():
+            return
         facts: dict[str, Any] = {
             "session": event.session,
             "group": event.group,
@@ -594,15 +623,15 @@ class LogObserver:
         if event.raced:
             facts["raced"] = True
         if event.outcome == "ready":
-            # One that lost a race is not the session's first, even when it began first.
-            first = before == 0 and not event.raced
-            (self._log.debug if first else self._log.info)("attempt ready", **facts)
+            (self._log.debug if expected else self._log.info)("attempt ready", **facts)
         elif event.outcome in _CLIENTS_OUTCOMES:
             self._log.info("attempt ended", **facts)
         else:
             self._log.warning("attempt failed", **facts)
 
     def _session_ready(self, event: events.SessionReady) -> None:
+        if not self._details():
+            return
         self._log.debug(
             "session ready",
             session=event.session,

@@ -93,6 +93,10 @@ class Redactor:
         """Return the text without the secrets that were registered: for names of the configuration, which may look like a key."""
         return text if self._registered is None else self._registered.sub(MASK, text)
 
+    def known_word(self, text: str) -> str | None:
+        """What ``word`` has answered before, if it has."""
+        return self._words.get(text)
+
     def word(self, text: str) -> str:
         """As a call does, remembering the answer: for the names of facts, of which there are few."""
         shown = self._words.get(text)
