@@ -153,10 +153,10 @@ class Surface:
             if group is None:
                 raise UnknownModel("The model of this request does not exist here.")
             principal.require(group.settings.name)
-            handshake.forward(upgrade, group.settings)  # what cannot travel is refused before anybody is dialled
+            own = handshake.forward(upgrade, group.settings)  # what cannot travel is refused before anybody is dialled
 
             def forward(target: Group) -> Forward:
-                return handshake.forward(upgrade, target.settings)
+                return own if target is group else handshake.forward(upgrade, target.settings)
 
             async def accept(opened: Opened, search: Search) -> tuple[Leg, bytes]:
                 return await self._accept(request, upgrade, session, opened, search, began)

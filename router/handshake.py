@@ -112,19 +112,25 @@ class RequestHead:
     query: str = field(default="", repr=False)
     headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
     version: tuple[int, int] = (1, 1)
+    # Name in lower case → values, stripped. Two dozen of them are asked for in each request.
+    _by_name: dict[str, list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def values(self, name: str) -> list[str]:
+    def __post_init__(self) -> None:
+        for name, value in self.headers:
+            self._by_name.setdefault(name.lower(), []).append(value.strip())
+
+    def values(self, name: str) -> Sequence[str]:
         """Return the values of all headers of this name (in lower case), stripped, in order."""
-        return [value.strip() for header, value in self.headers if header.lower() == name]
+        return self._by_name.get(name, ())
 
     def value(self, name: str) -> str | None:
         """Return the first value of a header (name in lower case)."""
-        values = self.values(name)
+        values = self._by_name.get(name)
         return values[0] if values else None
 
     def items(self, name: str) -> list[str]:
         """Return the elements of a comma-separated list header, over all its occurrences (RFC 9110 §5.6.1)."""
-        return [item for value in self.values(name) for item in (part.strip() for part in value.split(",")) if item]
+        return [item for value in self.values(name) for part in value.split(",") if (item := part.strip())]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +287,7 @@ def check_upgrade(request: RequestHead) -> None:
         if len(request.values(name)) > 1:
             raise BadHandshake(f"The header '{name}' may occur once only.")
     # Not for CR, LF and NUL alone (RFC 9110 §5.5): a forwarded header that no upstream can be sent would look like their fault.
-    if any(_CONTROL.search(value) for _, value in request.headers):
+    if _CONTROL.search(" ".join([value for _, value in request.headers])):
         raise BadHandshake("A header has a control character in its value.")
     if not request.value("host"):
         raise BadHandshake("The header 'Host' is missing.")
@@ -432,22 +438,25 @@ def allowed_part(query: Mapping[str, str], headers: Mapping[str, str], group: Gr
     Raises:
         BadHandshake: a value is so long that it would make upstreams refuse the dial.
     """
-    parameters = (_QUERY_FORWARDED | group.forward_query) - _QUERY_NEVER_FORWARDED
-    names = (_HEADER_FORWARDED | group.forward_headers) - _HEADER_NEVER_FORWARDED - _HEADER_CREDENTIALS
+    parameters, names = _allowed_names(group.forward_query, group.forward_headers)
     forward = Forward(
         query=MappingProxyType({name: value for name, value in query.items() if name in parameters}),
-        headers=MappingProxyType(
-            {
-                name: value
-                for name, value in headers.items()
-                if name in names and not name.startswith("sec-") and not is_handshake_header(name)
-            }
-        ),
+        headers=MappingProxyType({name: headers[name] for name in names if name in headers}),
     )
     for name, value in (*forward.query.items(), *forward.headers.items()):
         if len(value) > _MAX_FORWARDED_CHARS:
             raise BadHandshake(f"The value of {name!r} is longer than {_MAX_FORWARDED_CHARS} characters.")
     return forward
+
+
+@lru_cache(maxsize=64)
+def _allowed_names(query: frozenset[str], headers: frozenset[str]) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Names of parameters and headers that travel, given what a group adds."""
+    names = (_HEADER_FORWARDED | headers) - _HEADER_NEVER_FORWARDED - _HEADER_CREDENTIALS
+    return (
+        (_QUERY_FORWARDED | query) - _QUERY_NEVER_FORWARDED,
+        tuple(sorted(name for name in names if not name.startswith("sec-") and not is_handshake_header(name))),
+    )
 
 
 def to_call(upgrade: Upgrade, group: GroupSettings, principal: Principal) -> Call:
@@ -573,6 +582,9 @@ def _is_websocket_key(value: str | None) -> bool:
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+# 45 of IPv6 with IPv4 inside, and a zone.
+_MAX_ADDRESS_CHARS = 96
+
 _USUAL_PORTS: Mapping[str, int] = MappingProxyType({"http": 80, "https": 443})
 
 
@@ -593,6 +605,11 @@ def _is_in(address: _Address, networks: Sequence[_Network]) -> bool:
 
 
 def _address(text: str) -> _Address | None:
+    return _parsed_address(text) if len(text) <= _MAX_ADDRESS_CHARS else None
+
+
+@lru_cache(maxsize=1024)
+def _parsed_address(text: str) -> _Address | None:
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:

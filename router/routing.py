@@ -182,6 +182,23 @@ class Routing:
             RateLimited, NoDeploymentAvailable, TimedOut: nothing could be found.
             Overloaded: this process or machine has no socket left for a dial.
         """
+        try:
+            try:
+                # Nearly every session is served by its first pass, so what follows is not made before it is needed.
+                return await self._pass(search)
+            except _PassFailed:
+                return await self._more_passes(search)
+        except _PassFailed:
+            pass
+        finally:
+            search.over = True
+        raise self._final_error(search)
+
+    async def _more_passes(self, search: Search) -> Opened:
+        """Try again while that could help, after a back-off; the first pass has failed.
+
+        Raises: as ``open``, and _PassFailed.
+        """
         passes = tenacity.AsyncRetrying(
             sleep=asyncio.sleep,
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, _PassFailed) and self._may_redial(search)),
@@ -189,16 +206,14 @@ class Routing:
             stop=partial(self._stop, search),
             reraise=True,
         )
-        try:
-            async for attempt in passes:
-                with attempt:
-                    search.redials = attempt.retry_state.attempt_number - 1
-                    return await self._pass(search)
-        except _PassFailed:
-            pass
-        finally:
-            search.over = True
-        raise self._final_error(search)
+        async for attempt in passes:
+            with attempt:
+                search.redials = attempt.retry_state.attempt_number - 1
+                if not search.redials:
+                    # The one that has been made.
+                    raise _PassFailed
+                return await self._pass(search)
+        raise _PassFailed
 
     # --- one pass -----------------------------------------------------------------------------------
 

@@ -21,7 +21,6 @@ from typing import Any, Final
 from router.config.settings import DeploymentSettings
 from router.errors import ConnectFailed
 
-
 # A resumed session shows no certificate: it was checked when the first of its line was made. After so many seconds it is checked
 # again, for by then it may have been withdrawn.
 VERIFIED_FOR_S: Final = 3600.0

@@ -19,6 +19,7 @@ import re
 import ssl
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
@@ -259,6 +260,7 @@ class Dialer:
         self._contexts = TlsContexts()
         self._tokens = TokenSources(on_error=on_error)
         self._session: aiohttp.ClientSession | None = None  # made by the first dial, inside the event loop
+        self._routes: dict[str, _Route] = {}  # by deployment's id; for dials to which the client adds nothing
 
     async def close(self) -> None:
         """Close what is shared."""
@@ -330,25 +332,11 @@ class Dialer:
     async def _connect(self, deployment: DeploymentSettings, forward: Forward, progress: _Progress) -> tuple[Leg, bytes]:
         """TCP, TLS, upgrade, takeover."""
         token = await self._tokens.token(deployment)
-        target = PROVIDERS[deployment.provider].target(deployment, forward, token=token)
+        route = self._route(deployment, forward, token)
+        url, proxy = route.url, route.proxy
         key = base64.b64encode(os.urandom(16))
-        headers = {
-            **target.headers,
-            "Connection": "Upgrade",
-            "Upgrade": "websocket",
-            "Sec-WebSocket-Version": "13",
-            "Sec-WebSocket-Key": key.decode(),
-        }
-        # aiohttp opens ws and http alike, and knows the proxies of the latter.
-        url = URL("http" + target.url.removeprefix("ws"), encoded=True)
-        named = proxy_for(target.url, deployment, self._environ)
-        proxy = split_userinfo(named) if named is not None else None
-        proxy_headers: dict[str, str] = {}
-        if proxy is not None and proxy.authorization is not None:
-            # Not left in the URL, which aiohttp's errors repeat. A tunnel is asked for by CONNECT, which has headers of its
-            # own; a plain request goes to the proxy itself.
-            (proxy_headers if url.scheme == "https" else headers)["Proxy-Authorization"] = proxy.authorization.reveal()
-        progress.sent = _credentials(target.headers, proxy, url)
+        headers = {**route.headers, "Sec-WebSocket-Key": key.decode()}
+        progress.sent = route.sent
         dialling(url.host, url.port)
         try:
             response = await self._client().get(
@@ -356,7 +344,7 @@ class Dialer:
                 headers=headers,
                 allow_redirects=False,
                 proxy=proxy.url if proxy is not None else None,
-                proxy_headers=proxy_headers,
+                proxy_headers=route.proxy_headers,
                 ssl=self._contexts.ssl_context(deployment) or True,
                 server_hostname=deployment.tls_server_name if url.scheme == "https" else None,
                 skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
@@ -383,6 +371,36 @@ class Dialer:
             response.close()
             raise
 
+    def _route(self, deployment: DeploymentSettings, forward: Forward, token: str | None) -> _Route:
+        """Where and how to dial; the same for every session to which a client adds nothing."""
+        shared = not (forward.query or forward.headers)
+        known = self._routes.get(deployment.id) if shared else None
+        if known is not None and known.deployment is deployment and known.token == token:
+            return known
+        target = PROVIDERS[deployment.provider].target(deployment, forward, token=token)
+        headers = {**target.headers, "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        # aiohttp opens ws and http alike, and knows the proxies of the latter.
+        url = URL("http" + target.url.removeprefix("ws"), encoded=True)
+        named = proxy_for(target.url, deployment, self._environ)
+        proxy = split_userinfo(named) if named is not None else None
+        proxy_headers: dict[str, str] = {}
+        if proxy is not None and proxy.authorization is not None:
+            # Not left in the URL, which aiohttp's errors repeat. A tunnel is asked for by CONNECT, which has headers of its
+            # own; a plain request goes to the proxy itself.
+            (proxy_headers if url.scheme == "https" else headers)["Proxy-Authorization"] = proxy.authorization.reveal()
+        route = _Route(
+            deployment=deployment,
+            token=token,
+            url=url,
+            headers=headers,
+            proxy=proxy,
+            proxy_headers=proxy_headers,
+            sent=_credentials(target.headers, proxy, url),
+        )
+        if shared:
+            self._routes[deployment.id] = route
+        return route
+
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
             trace = aiohttp.TraceConfig()
@@ -398,6 +416,29 @@ class Dialer:
                 trace_configs=[trace],
             )
         return self._session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Route:
+    """A dial's request, but for its ``Sec-WebSocket-Key``. Not in the ``repr``: most of it is, or may hold, a key.
+
+    Attributes:
+        deployment: whose it is.
+        token: of a token source, ``None`` where the deployment uses none.
+        url: ``http`` or ``https``.
+        headers: for the upstream.
+        proxy: to go through.
+        proxy_headers: for its ``CONNECT``.
+        sent: the words that may be secret.
+    """
+
+    deployment: DeploymentSettings = field(repr=False)
+    token: str | None = field(repr=False)
+    url: URL = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    proxy: Proxy | None
+    proxy_headers: Mapping[str, str] = field(repr=False)
+    sent: frozenset[str] = field(repr=False)
 
 
 class _Progress:
