@@ -170,6 +170,12 @@ class Accounting:
         client.hot = _HOT_CLIENT
         upstream.hot = _HOT_UPSTREAM
 
+    def close(self) -> None:
+        """The books are closed: let go of those who were told, who refer to it as well."""
+        self._on_usage = self._on_first_audio = self._on_tick = _nobody
+        self._on_trouble = _nobody
+        self._fast = {}
+
     @property
     def phase(self) -> Phase:
         """A turn lasts from ``response.created`` to ``response.done``."""
@@ -297,6 +303,10 @@ _HANDLERS: Final[dict[str, Callable[[Accounting, bytes | None], None]]] = {
     TRANSCRIPTION_COMPLETED: Accounting._transcribed,
     "error": Accounting._error,
 }
+
+
+def _nobody(*told: object) -> None:
+    """Who is told once the books are closed."""
 
 
 def _remember(ids: dict[str, None], new: str) -> bool:

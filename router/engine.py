@@ -257,6 +257,9 @@ class Engine:
                 leg.release()
             books.flush()
             self._record(request, search, books, end, ready_s=ready_s, deployment=opened.deployment.id)
+            if relay is not None:
+                relay.dissolve()
+            books.accounting.close()
 
     async def _open(self, request: Request, search: Search) -> Opened:
         self._pending += 1

@@ -26,6 +26,8 @@ from router.metrics import Metrics
 
 # How long running sessions get to answer the CLOSE when the process ends.
 STOP_TIMEOUT_S: Final = 1.0
+# Objects that may be made and not freed before the collector looks at the young ones; its default is 700, a few sessions.
+GC_THRESHOLDS: Final = (20_000, 20, 50)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
@@ -96,6 +98,8 @@ async def serve_until_signal(
         # What was made so far lives as long as the process: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
+        # A session leaves no garbage that would need the collector, which walks over all that run to find that out.
+        gc.set_threshold(*GC_THRESHOLDS)
         gc.enable()
         url = url_of(server.addresses[0])
         say(f"realtime-router listening on {url}" if started is None else started(url))

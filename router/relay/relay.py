@@ -203,6 +203,17 @@ class Relay:
             self._upstream.abort()
         return self.summary()
 
+    def dissolve(self) -> None:
+        """The legs have been released: let go of everything that refers to each other in a circle.
+
+        Reference counting frees the session at once then, and the collector, which would have to look at all running sessions
+        to find it, has nothing to do.
+        """
+        for direction in (self._up, self._down):
+            direction.scanner.sink = _NOBODY
+            del direction.peer, direction._relay
+        self._watch.clear()
+
     def summary(self) -> SessionEnd:
         """The end as it stands; exact once ``run`` has returned or was cancelled."""
         who, cause, phase = self._ended or ("router", "cancelled", self.tap.phase)
@@ -347,7 +358,7 @@ class Relay:
             asyncio.get_running_loop().call_later(BOUNDARY_TIMEOUT_S, self._force_boundary, direction)
 
     def _force_boundary(self, direction: _Direction) -> None:
-        if direction.scanner.final_waits:
+        if direction.scanner.final_waits and not direction.target.lost:
             side = direction.peer.side
             if direction.close is None and direction.peer.close is None:
                 self._first_code.pop(side, None)
@@ -424,6 +435,25 @@ class Relay:
         code, reason = (1001, "") if direction.side == "client" else (1011, "upstream connection lost")
         self._send_close(direction, code, reason, now=True)
         direction.source.abort()
+
+
+class _Nobody:
+    """Sink of a scanner that is not fed any more."""
+
+    def classify(self, opcode: int, event_type: str | None) -> Disposition:
+        return PASS
+
+    def message(self, opcode: int, event_type: str | None, size: int, payload: bytes | None) -> bytes | None:
+        return None
+
+    def control(self, opcode: int, payload: bytes) -> bool:
+        return False
+
+    def closing(self, code: int, reason: str) -> bool:
+        return False
+
+
+_NOBODY: Final = _Nobody()
 
 
 def _echo(code: int) -> int:
