@@ -20,6 +20,7 @@ from router.app import Server
 from router.config import Loaded
 from router.config.settings import Settings
 from router.engine import Engine
+from router.eventloop import new_event_loop
 from router.events import Notice, Observers
 from router.lag import LoopLag
 from router.metrics import Metrics
@@ -32,14 +33,7 @@ GC_THRESHOLDS: Final = (20_000, 20, 50)
 
 def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """Run ``main`` to its end on uvloop where there is one, else asyncio's."""
-    factory: Callable[[], asyncio.AbstractEventLoop] | None
-    try:
-        import uvloop
-    except ImportError:
-        factory = None
-    else:
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(main())
 
 
