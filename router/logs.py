@@ -162,7 +162,9 @@ def _facts(facts: Mapping[Any, Any], depth: int = 0) -> dict[str, Any]:
         name = _redactor.known_word(key) if type(key) is str else None
         if name is None or len(name) > 100:
             name = _text(key, 100, redact=_redactor.word)
-        if not isinstance(value, str | bytes):
+        if value is None or type(value) is bool or (type(value) is int and -(2**63) <= value < 2**63):
+            plain[name] = value
+        elif not isinstance(value, str | bytes):
             plain[name] = _plain(value, depth)
         elif name in _CONFIGURED_NAMES and isinstance(value, str):
             plain[name] = _text(value, redact=_redactor.registered)

@@ -19,6 +19,7 @@ import re
 import ssl
 import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -102,10 +103,6 @@ class Upstream:
         Raises: UpstreamError: there will be none.
         """
         await self._first_event
-
-    def hold(self) -> None:
-        """Ready: read no more until the relay takes over."""
-        self.leg.pause_reading()
 
     def close(self, code: int = 1000) -> None:
         """Say CLOSE and end the connection; for an upstream that nobody needs."""
@@ -292,42 +289,44 @@ class Dialer:
             UpstreamError: any failure whatsoever of the upstream.
             Overloaded: this process or machine has no socket left.
         """
-        started = time.monotonic()
         upgrade_limit_s = deployment.connect_timeout_s
-        ready_limit_s = deployment.ready_timeout_s
         if deployment.timeout_s is not None:
             upgrade_limit_s = min(upgrade_limit_s, deployment.timeout_s)
         progress = _Progress()
+        now = asyncio.get_running_loop().time
+        started = now()
+        limit_s = upgrade_limit_s
+        upstream: Upstream | None = None
         try:
-            async with asyncio.timeout(upgrade_limit_s):
+            # One timer for both phases; it is set anew for the second.
+            async with asyncio.timeout(upgrade_limit_s) as timer:
                 leg, early = await self._connect(deployment, forward, progress)
+                upstream = Upstream(leg, max_message_bytes=max_message_bytes, sent=progress.sent)
+                progress.phase = "first_event"
+                if early:
+                    upstream.data(early)
+                if deployment.ready != "handshake":
+                    limit_s = deployment.ready_timeout_s
+                    if deployment.timeout_s is not None:
+                        limit_s = min(limit_s, max(0.0, deployment.timeout_s - (now() - started)))
+                    if deployment.ready == "auto" and deployment.ready_grace_s < limit_s:
+                        # Some servers never speak first; silence on an open socket is all they give.
+                        progress.silence_will_do = True
+                        limit_s = deployment.ready_grace_s
+                    timer.reschedule(now() + limit_s)
+                    await upstream.first_event()
         except TimeoutError:
-            raise UpstreamTimeout(progress.phase, upgrade_limit_s) from None
-        upstream = Upstream(leg, max_message_bytes=max_message_bytes, sent=progress.sent)
-        try:
-            if early:
-                upstream.data(early)
-            if deployment.timeout_s is not None:
-                ready_limit_s = min(ready_limit_s, max(0.0, deployment.timeout_s - (time.monotonic() - started)))
-            await self._ready(upstream, deployment, ready_limit_s)
-            remember_session(leg.transport.get_extra_info("ssl_object"))
+            if not progress.silence_will_do:
+                if upstream is not None:
+                    upstream.abort()
+                raise UpstreamTimeout(progress.phase, limit_s) from None
         except BaseException:
-            upstream.abort()
+            if upstream is not None:
+                upstream.abort()
             raise
-        upstream.hold()
+        assert upstream is not None
+        remember_session(upstream.leg.transport.get_extra_info("ssl_object"))
         return upstream
-
-    async def _ready(self, upstream: Upstream, deployment: DeploymentSettings, limit_s: float) -> None:
-        if deployment.ready == "handshake":
-            return
-        grace = deployment.ready == "auto" and deployment.ready_grace_s < limit_s
-        try:
-            async with asyncio.timeout(deployment.ready_grace_s if grace else limit_s):
-                await upstream.first_event()
-        except TimeoutError:
-            # ``auto``: some servers never speak first; silence on an open socket is all they give.
-            if not grace:
-                raise UpstreamTimeout("first_event", limit_s) from None
 
     async def _connect(self, deployment: DeploymentSettings, forward: Forward, progress: _Progress) -> tuple[Leg, bytes]:
         """TCP, TLS, upgrade, takeover."""
@@ -338,6 +337,7 @@ class Dialer:
         headers = {**route.headers, "Sec-WebSocket-Key": key.decode()}
         progress.sent = route.sent
         dialling(url.host, url.port)
+        _dialled.set(progress)
         try:
             response = await self._client().get(
                 url,
@@ -348,7 +348,6 @@ class Dialer:
                 ssl=self._contexts.ssl_context(deployment) or True,
                 server_hostname=deployment.tls_server_name if url.scheme == "https" else None,
                 skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-                trace_request_ctx=progress,
             )
         except aiohttp.ClientError as error:
             if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno in _OUR_OWN_LIMITS:
@@ -403,17 +402,14 @@ class Dialer:
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
-            trace = aiohttp.TraceConfig()
-            trace.on_connection_create_end.append(_connected)
             self._session = aiohttp.ClientSession(
                 # The 101st session would wait under the default limit. A connection is never used twice: after a WebSocket it
                 # cannot be, and after a refusal it may be stale by the next dial.
-                connector=aiohttp.TCPConnector(limit=0, force_close=True, ttl_dns_cache=_DNS_TTL_S),
+                connector=_Connector(limit=0, force_close=True, ttl_dns_cache=_DNS_TTL_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, sock_read=None, sock_connect=None),
                 # A refusal's body is hostile like everything else: it is not unpacked.
                 auto_decompress=False,
-                trace_configs=[trace],
             )
         return self._session
 
@@ -444,17 +440,27 @@ class _Route:
 class _Progress:
     """How far a dial has come, for the phase of a time-out; and what was sent that must not come back in a log."""
 
-    __slots__ = ("phase", "sent")
+    __slots__ = ("phase", "sent", "silence_will_do")
 
     def __init__(self) -> None:
         self.phase: Phase = "dial"
         self.sent: frozenset[str] = frozenset()
+        self.silence_will_do = False  # the upgrade was accepted, and a time-out now means ready
 
 
-async def _connected(session: aiohttp.ClientSession, context: Any, params: object) -> None:
-    progress = context.trace_request_ctx
-    if isinstance(progress, _Progress):
-        progress.phase = "upgrade"
+# The current task's dial.
+_dialled: ContextVar[_Progress | None] = ContextVar("router_dial", default=None)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Tells the dial that its connection is there. aiohttp's tracing does that too, by a dozen coroutines a request."""
+
+    async def connect(self, *args: Any, **more: Any) -> Any:
+        connection = await super().connect(*args, **more)
+        progress = _dialled.get()
+        if progress is not None:
+            progress.phase = "upgrade"
+        return connection
 
 
 def _credentials(headers: Mapping[str, str], proxy: Proxy | None, url: URL) -> frozenset[str]:

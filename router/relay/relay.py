@@ -269,7 +269,9 @@ class Relay:
             self.leg_lost(self._down)
         if self._client.lost:
             self.leg_lost(self._up)
-        if not self._client.writing_paused:
+        if self._client.writing_paused:
+            self._upstream.pause_reading()
+        else:
             self._upstream.resume_reading()
 
     # --- ending -------------------------------------------------------------------------------------
