@@ -11,7 +11,7 @@ registry is handed in; nothing here touches the library's global one.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -77,6 +77,7 @@ class Metrics:
         self._announced: set[tuple[str, str]] = set()
         # Only what each running session adds to every few seconds: (direction, type) → events and bytes, bound.
         self._traffic_children: dict[tuple[str, str], tuple[Counter, Counter]] = {}
+        self._children: dict[tuple[MetricWrapperBase, tuple[str, ...]], MetricWrapperBase] = {}
         self._define()
         Info(f"{PREFIX}build", "The program's version.", registry=registry).info({"version": version})
         registry.register(_LiveState(self._live))
@@ -240,10 +241,17 @@ class Metrics:
 
     # --- events -------------------------------------------------------------------------------------
 
+    def _child(self, family: F, *labels: str) -> F:
+        """``family.labels(...)``, which looks at every value and takes a lock, kept; ``forget`` and ``forget_group`` drop it."""
+        child = self._children.get((family, labels))
+        if child is None:
+            child = self._children[family, labels] = family.labels(*labels)
+        return cast(F, child)
+
     def _session_started(self, event: events.SessionStarted) -> None:
         group = _label(event.group)
-        self._active.labels(group).inc()
-        self._started.labels(group).inc()
+        self._child(self._active, group).inc()
+        self._child(self._started, group).inc()
 
     def _session_refused(self, event: events.SessionRefused) -> None:
         status = str(event.status) if 400 <= event.status <= 599 else OTHER
@@ -251,12 +259,12 @@ class Metrics:
 
     def _attempt(self, event: events.Attempt) -> None:
         labels = (_label(event.group), _label(event.deployment), _one_of(event.outcome, _OUTCOMES))
-        self._attempts.labels(*labels).inc()
-        self._attempt_seconds.labels(*labels).observe(event.seconds)
+        self._child(self._attempts, *labels).inc()
+        self._child(self._attempt_seconds, *labels).observe(event.seconds)
 
     def _session_ready(self, event: events.SessionReady) -> None:
         group = _label(event.group)
-        self._ready.labels(group).observe(event.seconds)
+        self._child(self._ready, group).observe(event.seconds)
         if event.fallback:
             self._fallbacks.labels(group).inc()
 
@@ -284,11 +292,11 @@ class Metrics:
 
     def _session_ended(self, event: events.SessionRecord) -> None:
         group = _label(event.group)
-        self._active.labels(group).dec()
-        self._ended.labels(group, _one_of(event.who, _WHO), _one_of(event.phase, _PHASES), end_code(event)).inc()
+        self._child(self._active, group).dec()
+        self._child(self._ended, group, _one_of(event.who, _WHO), _one_of(event.phase, _PHASES), end_code(event)).inc()
         # The lengths of sessions that never had an upstream would hide those of the ones that had.
         if event.deployment:
-            self._seconds.labels(group).observe(event.seconds)
+            self._child(self._seconds, group).observe(event.seconds)
 
     def _ejected(self, event: events.Ejected) -> None:
         self._ejections.labels(_label(event.group), _label(event.deployment), _one_of(event.reason, _OUTCOMES)).inc()
@@ -334,6 +342,7 @@ class Metrics:
                 self._attempts.labels(*key, outcome.value)
 
     def _drop(self, families: Iterable[tuple[MetricWrapperBase, tuple[str, ...]]], label: str, value: str) -> None:
+        self._children.clear()
         for family, labels in families:
             # The children are private to the library; what they export is not.
             samples = [sample.labels for metric in family.collect() for sample in metric.samples]
