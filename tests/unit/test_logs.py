@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import io
 import json
@@ -15,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import orjson
 import pytest
 import structlog
 from hypothesis import given
@@ -736,3 +738,31 @@ def test_what_hurts_a_caller_is_found_by_its_level(
     line = json.loads(stream.getvalue())
     assert (line["level"], line["event"]) == (level, name)
     assert line["passed_over"] == dict(changes.get("passed_over", ()))
+
+
+def test_a_program_around_the_router_gets_the_facts_of_a_session_as_they_are() -> None:
+    """The log's own renderer is handed them in one piece; whoever brings another must find each by its name."""
+    seen: list[dict[str, Any]] = []
+
+    def keep(logger: object, method: str, facts: dict[str, Any]) -> str:
+        seen.append(facts)
+        return ""
+
+    processors: list[Any] = [keep]
+    observer = logs.LogObserver(structlog.wrap_logger(structlog.PrintLogger(io.StringIO()), processors=processors))
+    observer(record_of(upstream_reason="bye\ud800", client="\udcff"))
+    (facts,) = seen
+    assert (facts["event"], facts["session"], facts["status"]) == ("session ended", "s", 101)
+    assert facts.keys() == {"event"} | {field.name for field in dataclasses.fields(events.SessionRecord)}
+    assert orjson.dumps(facts)
+
+
+def test_hostile_words_in_a_record_are_made_harmless(observer: logs.LogObserver, lines: Lines, stream: io.StringIO) -> None:
+    """A session's end is put together on a shorter way than other lines: what comes from outside is looked at there as well."""
+    logs.register_secrets(["upstream-key-0123456789"])
+    observer(record_of(upstream_reason="no upstream-key-0123456789\n" + "x" * 5000, client="\udcff\x1b[2J", principal="a\u2028b"))
+    text = stream.getvalue()
+    assert "upstream-key" not in text
+    assert text.count("\n") == 1 and "\x1b" not in text and "\u2028" not in text
+    (line,) = lines()
+    assert len(line["upstream_reason"]) < 2000
