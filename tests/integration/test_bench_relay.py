@@ -21,10 +21,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from benchmarks.relay import report, run
+from benchmarks.relay import peers, report, run
 from benchmarks.relay.events import AUDIO, SCRIPTS
 from benchmarks.relay.report import Column, Result
 from benchmarks.relay.wire import Endpoint, Event, Fault, Verdict, event_id, xor
+from tests.helpers.parts import require
 from tests.helpers.processes import ROOT, environment
 
 # Only a fault reaches it: the run itself bounds every wait.
@@ -139,6 +140,34 @@ async def test_everything_is_measured_and_verified(tmp_path: Path) -> None:
     assert document["versions"]["aiohttp"] and document["options"]["rounds"] == 1
 
 
+async def test_the_accelerated_router_stands_beside_the_other(tmp_path: Path) -> None:
+    """Where the accelerator is built, a table shows the router with and without it, and both must have counted everything."""
+    require("accelerator")
+    path = tmp_path / "result.json"
+    options = ["--quick", "--only", "bursts", "--tls", "off", "--peers", "router,router-accel", "--json", str(path)]
+    code, out, err = await bench("relay", *options)
+    assert code == 0, err
+    assert {line.split()[0] for line in out.splitlines() if line.startswith("router")} == {"router", "router-accel"}
+    assert json.loads(path.read_text(encoding="utf-8"))["missing"] == {}
+
+
+def test_each_router_is_told_its_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one without stays without where the accelerator is installed; the one with it insists, or is not measured."""
+    place = peers.Place(folder=tmp_path, port=1, upstream_port=2, client_key="c", upstream_key="u", ca_file=None)
+    monkeypatch.setattr(peers, "ACCEL", tmp_path / "built")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert peers.RECIPES["router"](place).environ == {"REALTIME_ROUTER_ACCEL": "0"}
+    with pytest.raises(peers.Unavailable, match=r"neither installed .* nor built"):
+        peers.RECIPES["router-accel"](place)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert peers.RECIPES["router-accel"](place).environ == {"REALTIME_ROUTER_ACCEL": "1"}
+    # What is built is newer than what is installed.
+    (tmp_path / "realtime_router_accel.py").touch()
+    monkeypatch.setattr(peers, "ACCEL", tmp_path)
+    environ = peers.RECIPES["router-accel"](place).environ
+    assert environ == {"REALTIME_ROUTER_ACCEL": "1", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+
+
 @pytest.mark.parametrize(
     ("way", "direction", "words"),
     [
@@ -233,9 +262,10 @@ async def test_a_router_that_does_not_count_fails_the_run(tmp_path: Path, monkey
     async with TestServer(app) as server:
         bench = run.Bench(run.parse(["--quick"]), tmp_path)
         assert server.port is not None
-        await bench.check_counts("router", server.port, 41)
-        with pytest.raises(Fault, match="count 41 events of audio, 42 were sent"):
-            await bench.check_counts("router", server.port, 42)
+        for name in ("router", "router-accel"):
+            await bench.check_counts(name, server.port, 41)
+            with pytest.raises(Fault, match="count 41 events of audio, 42 were sent"):
+                await bench.check_counts(name, server.port, 42)
         # Of the others nothing is asked.
         await bench.check_counts("haproxy", server.port, 42)
 

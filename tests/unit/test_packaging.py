@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from router._version import __version__
 
@@ -45,8 +46,8 @@ def _canonical(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", match[0]).lower()
 
 
-def _project() -> dict[str, Any]:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+def _project(folder: str = ".") -> dict[str, Any]:
+    return tomllib.loads((ROOT / folder / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -62,7 +63,7 @@ def test_the_locks_hold_every_declared_dependency() -> None:
     """A dependency that was declared after the last ``make lock`` is missing here."""
     document = _project()
     runtime = {_canonical(item) for item in document["project"]["dependencies"]}
-    backend = {_canonical(item) for item in document["build-system"]["requires"]}
+    backend = {_canonical(item) for folder in (".", "accel") for item in _project(folder)["build-system"]["requires"]}
     development = {_canonical(item) for item in document["dependency-groups"]["dev"]}
     assert (runtime | backend) - _pins("requirements.lock").keys() == set()
     assert (runtime | backend | development) - _pins("requirements-dev.lock").keys() == set()
@@ -89,6 +90,29 @@ def test_the_version_has_one_source() -> None:
     assert "version" in document["project"]["dynamic"]
     assert document["tool"]["hatch"]["version"]["path"] == "router/_version.py"
     assert re.fullmatch(r"\d+\.\d+\.\d+([a-z]+\d+)?", __version__)
+
+
+def test_the_accelerator_is_the_one_that_the_extra_asks_for() -> None:
+    """Its name and version fit, so that what is installed from the folder satisfies the router that stands beside it."""
+    (extra,) = map(Requirement, _project()["project"]["optional-dependencies"]["accel"])
+    accelerator = _project("accel")["project"]
+    assert accelerator["name"] == extra.name
+    assert accelerator["version"] in extra.specifier
+    assert accelerator["requires-python"] == _project()["project"]["requires-python"]
+
+
+def test_the_accelerator_comes_with_its_licence() -> None:
+    """Its distribution is made of its folder alone, so the text is there once more."""
+    assert (ROOT / "accel/LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    assert _project("accel")["project"]["license"] == _project()["project"]["license"]
+
+
+def test_the_router_is_distributed_without_the_accelerator() -> None:
+    """Its wheel stays pure Python: nothing of it is compiled, on no machine."""
+    targets = _project()["tool"]["hatch"]["build"]["targets"]
+    assert targets["wheel"] == {"packages": ["router", "strategies"]}
+    assert "accel" not in targets["sdist"]["only-include"]
+    assert not [path for package in ("router", "strategies") for path in (ROOT / package).rglob("*.c")]
 
 
 def test_entry_points_lead_somewhere() -> None:
@@ -134,3 +158,39 @@ def test_make_says_what_it_expected_of_an_interpreter(python: str) -> None:
     assert done.returncode == 1
     assert f"PYTHON={python} does not start a Python 3.11 or newer" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def _accel_script(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ROOT / ".ci/accel", *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_machine_without_a_compiler_is_told_in_one_line(tmp_path: Path) -> None:
+    """What was looked for, that it is not needed, and how to get it; nothing is built, and the exit code is this case's own."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    done = _accel_script("install", os.path.relpath(tmp_path, ROOT), CC="false")
+    assert (done.returncode, done.stdout) == (3, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("The accelerator cannot be built: found no working C compiler (tried false)")
+    assert "The router runs without it." in line and "apt-get install gcc libc6-dev" in line
+
+
+def test_an_environment_that_is_not_there_is_passed_over(tmp_path: Path) -> None:
+    """``make accel`` names both of make's environments, and one is enough."""
+    done = _accel_script("install", os.path.relpath(tmp_path / "none", ROOT), CC="false")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_packages_of_a_compiler_are_named_for_the_system() -> None:
+    """``make test-system`` installs what this prints."""
+    done = _accel_script("missing", sys.executable, CC="false")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[:2] == ["gcc", "libc6-dev"]
