@@ -480,7 +480,7 @@ class _Watch:
         """Compare with the last look."""
         leg = self._leg
         # While we do not read, silence proves nothing.
-        if leg.bytes_in != self._bytes or leg.reading_paused:
+        if leg.bytes_in != self._bytes or leg.reading_paused or leg.waiting:
             self._bytes = leg.bytes_in
             self.heard_at = now
         if not leg.writing_paused:

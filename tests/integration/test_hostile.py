@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gzip
+import itertools
 import logging
 import signal
 import socket
@@ -22,8 +23,8 @@ from aiohttp.http_parser import DeflateBuffer
 from router import app
 from router.events import SessionRecord
 from router.relay import relay as relays
-from router.relay.fastpath import FAIR_BYTES
-from router.relay.leg import Leg
+from router.relay import turns
+from router.relay.leg import SLICE_BYTES, Leg
 from router.relay.takeover import take_client
 from router.simulator.pytest_plugin import SimulatorFactory
 from tests.helpers.processes import router_process, written
@@ -103,6 +104,58 @@ async def test_a_flood_of_tiny_frames_leaves_others_their_turns(side: str) -> No
         assert trips >= ROUND_TRIPS
         for peer in (flooding, floods, talking, answers):
             peer.abandon()
+
+
+# How many flood at the same time, and the round trips that another session makes meanwhile. With a turn of its own for each flood
+# it made 9 to 18.
+FLOODS, TRIPS_BESIDE_FLOODS = 20, 40
+
+
+@pytest.mark.parametrize("side", ["client", "upstream"])
+@on_both_loops
+async def test_many_floods_leave_others_as_much_as_one(side: str) -> None:
+    """Each used to have its turn in the same pass of the event loop: what others waited for was as many turns as there were."""
+    with pytest.MonkeyPatch.context() as patch:
+        # So short that a machine of any speed needs many of them.
+        patch.setattr(turns, "TURN_S", 0.000_2)
+        frame = encode(TEXT, b"", masked=side == "client", key=bytes(4))
+        talk = b'{"type":"conversation.item.create","item":"' + b"x" * 900 + b'"}'
+        async with raw_upstream() as server, running_router(config_of(server.api_base)) as router:
+            talking, answers = await opened(router, server)
+            pairs = [await opened(router, server) for _ in range(FLOODS)]
+            sent = [
+                b"".join(frame * 700 + encode(TEXT, b"%d of %d" % (part, index), masked=side == "client") for part in range(16))
+                for index in range(FLOODS)
+            ]
+            through = 0
+
+            async def pour(sender: RawPeer, flood: bytes) -> None:
+                await sender.send(flood)
+
+            async def drain(taker: RawPeer, flood: bytes) -> bytes:
+                nonlocal through
+                taken = await taker.reader.readexactly(len(flood))
+                through += 1
+                return taken
+
+            floods = []
+            for (client, upstream), flood in zip(pairs, sent, strict=True):
+                sender, taker = (client, upstream) if side == "client" else (upstream, client)
+                floods += [pour(sender, flood), drain(taker, flood)]
+            flooding = asyncio.gather(*floods)
+            trips = 0
+            async with asyncio.timeout(4 * PATIENCE_S):
+                while not through:
+                    await talking.text(talk)
+                    assert await answers.message() == talk
+                    await answers.text(talk)
+                    assert await talking.message() == talk
+                    trips += 1
+                taken = (await flooding)[1::2]
+            assert taken == sent
+            assert trips >= TRIPS_BESIDE_FLOODS
+            for peer in (talking, answers, *itertools.chain(*pairs)):
+                peer.abandon()
 
 
 async def opened(router: RunningRouter, server: Any) -> tuple[RawPeer, RawPeer]:
@@ -483,7 +536,7 @@ async def test_nothing_behind_a_breach_is_passed_on() -> None:
     good = encode(TEXT, SESSION_CREATED, masked=False)
     breach = encode(TEXT, b"x", masked=True)
     # The next slice begins with a frame.
-    first = (good + breach).ljust(FAIR_BYTES, b"\0")
+    first = (good + breach).ljust(SLICE_BYTES, b"\0")
     forged = encode(TEXT, b'{"type":"forged"}', masked=False) * 10_000
     async with raw_upstream(greeting=b"") as server, running_router(config_of(server.api_base)) as router:
         opening = asyncio.create_task(raw_client(router.port))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from router.accounting import Accounting
@@ -12,11 +13,15 @@ from router.relay.frames import FrameScanner
 from router.relay.leg import Leg
 from router.relay.relay import Relay
 from router.relay.sweep import Sweep
+from router.relay.turns import Turns
 from tests.helpers.clock import ManualClock
 
 
 class FakeTransport(asyncio.Transport):
     """Records what it is told. Loss is reported only when a test says so (``lose``).
+
+    Args:
+        masks, turns: the leg's.
 
     Attributes:
         written: everything.
@@ -25,7 +30,7 @@ class FakeTransport(asyncio.Transport):
         stubborn: pausing and resuming raise, as uvloop's transports do while they close.
     """
 
-    def __init__(self, *, masks: bool = False) -> None:
+    def __init__(self, *, masks: bool = False, turns: Turns | None = None) -> None:
         super().__init__()
         self.written = bytearray()
         self.kept = 0
@@ -36,7 +41,7 @@ class FakeTransport(asyncio.Transport):
         self.stubborn = False
         self.limits: tuple[int | None, int | None] = (None, None)
         self.released: list[BaseException | None] = []
-        self.leg = Leg(self, masks=masks, on_released=self.released.append)
+        self.leg = Leg(self, masks=masks, on_released=self.released.append, turns=turns)
 
     def lose(self, exc: BaseException | None = None) -> None:
         """The connection is gone."""
@@ -82,6 +87,37 @@ class FakeTransport(asyncio.Transport):
     def abort(self) -> None:
         self.closing = self.aborted = True
         self.cut.set()
+
+
+class Timers:
+    """``call_later`` without an event loop; what is set comes when a test says so (``come``)."""
+
+    def __init__(self) -> None:
+        self.set: list[tuple[float, Callable[[], None]]] = []
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timers.Handle:
+        """Set a timer."""
+        timer = (delay_s, callback)
+        self.set.append(timer)
+        return Timers.Handle(self, timer)
+
+    def come(self) -> bool:
+        """Let all come that are set now, in their order; return whether there were any."""
+        coming, self.set = self.set, []
+        for _, callback in coming:
+            callback()
+        return bool(coming)
+
+    class Handle:
+        """Cancels one of them."""
+
+        def __init__(self, timers: Timers, timer: tuple[float, Callable[[], None]]) -> None:
+            self._timers = timers
+            self._timer = timer
+
+        def cancel(self) -> None:
+            """It does not come."""
+            self._timers.set.remove(self._timer)
 
 
 class Bench:
