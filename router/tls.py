@@ -39,7 +39,7 @@ class _Known:
         session: to be offered.
         verified_at: when the certificate was looked at, for this session or the one that it resumed; monotonic seconds.
         renew_at: when a newer one shall take its place.
-        resumed, refused: handshakes that did and did not resume.
+        resumed, refused: handshakes that were offered a session, and did or did not resume it.
     """
 
     session: ssl.SSLSession
@@ -49,9 +49,15 @@ class _Known:
     refused: int = 0
 
 
+class _Connection(ssl.SSLObject):
+    # When the certificate was looked at for the session that this one offers; ``None`` where it offers none.
+    offered: float | None = None
+
+
 class ResumingContext(ssl.SSLContext):
     """A client's context whose connections resume the last session of their server."""
 
+    sslobject_class = _Connection
     # Set by ``resuming_context``: ``SSLContext`` is made by ``__new__`` and takes no arguments of others.
     _clock: Callable[[], float]
     _known: dict[tuple[str, str | None], _Known]
@@ -65,30 +71,38 @@ class ResumingContext(ssl.SSLContext):
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLObject:
         """As ``SSLContext.wrap_bio``, which event loops call; with the session that is known."""
+        verified_at = None
         if session is None and not server_side and isinstance(server_hostname, str | None):
             known = self._known.get((_address.get(), server_hostname))
             if known is not None and self._clock() - known.verified_at < VERIFIED_FOR_S:
-                session = known.session
-        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+                session, verified_at = known.session, known.verified_at
+        connection = super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+        assert isinstance(connection, _Connection)
+        connection.offered = verified_at
+        return connection
 
     def remember(self, connection: ssl.SSLObject) -> None:
         """Keep a connection's session for the next one. Before the server's first data its ticket may not be there (TLS 1.3)."""
+        assert isinstance(connection, _Connection)
         now = self._clock()
         key = (_address.get(), connection.server_hostname)
         known = self._known.get(key)
-        resumed = bool(connection.session_reused)
+        # Its certificate was looked at then, however long the other connections' of this address have been since.
+        verified_at = connection.offered if connection.session_reused else None
         if known is not None:
-            if resumed:
+            if verified_at is not None:
                 known.resumed += 1
-            else:
+            elif connection.offered is not None:
                 known.refused += 1
-            # Some servers take a ticket only once, as RFC 8446 §C.4 has it: then every connection's own is kept.
-            if resumed and now < known.renew_at and known.refused * 4 <= known.resumed:
+            # Some servers take a ticket only once, as RFC 8446 §C.4 has it: then every connection's own is kept, and after a
+            # while always. A server that starts anew refuses as well, but seldom.
+            if verified_at is not None and now < known.renew_at and 4 * known.refused**2 <= known.resumed:
                 return
         session = connection.session
         if session is None or not (session.has_ticket or session.id):
             return
-        verified_at = known.verified_at if known is not None and resumed else now
+        if verified_at is None:
+            verified_at = now
         renew_at = now + min(session.timeout, VERIFIED_FOR_S) * _RENEWED_AT
         if known is None:
             self._known[key] = _Known(session, verified_at, renew_at)
@@ -105,6 +119,8 @@ def resuming_context(*, clock: Callable[[], float] = time.monotonic) -> Resuming
     context = ResumingContext(ssl.PROTOCOL_TLS_CLIENT)  # checks certificate and host name
     context._clock = clock
     context._known = {}
+    # A WebSocket needs no other handshake in its middle (TLS 1.2), and what is written would have to wait for it.
+    context.options |= ssl.OP_NO_RENEGOTIATION
     if sys.version_info >= (3, 13):
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
     return context

@@ -21,6 +21,8 @@ from typing import Any, Final, cast
 PIECE_BYTES: Final = 8 * 1024
 # A record holds no more (RFC 8446 §5.1), and a read never returns more than one.
 _RECORD_BYTES: Final = 16 * 1024
+# A server may ask for new keys, be answered, and not read the answers. What waits for it then is no more than this.
+ANSWERS_BYTES: Final = 1024 * 1024
 
 
 class TlsTransport(asyncio.Transport):
@@ -31,6 +33,7 @@ class TlsTransport(asyncio.Transport):
         app: the protocol; its ``connection_made`` is called once the handshake is done.
         context: how to check the server.
         server_hostname: whom to expect.
+        announced: ``app`` is told of its transport by whoever asked for TLS (``start_tls``), not from here.
 
     Attributes:
         established: done with the handshake's end. Its exception: the handshake failed (``ssl.SSLError``), or the connection was
@@ -38,12 +41,16 @@ class TlsTransport(asyncio.Transport):
     """
 
     __slots__ = (
+        "_announced",
         "_app",
         "_closing",
         "_context",
+        "_error",
+        "_full",
         "_incoming",
         "_open",
         "_outgoing",
+        "_paused",
         "_raw",
         "_raw_write",
         "_ssl",
@@ -52,11 +59,18 @@ class TlsTransport(asyncio.Transport):
     )
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, app: asyncio.BaseProtocol, context: ssl.SSLContext, server_hostname: str | None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        app: asyncio.BaseProtocol,
+        context: ssl.SSLContext,
+        server_hostname: str | None,
+        *,
+        announced: bool = False,
     ) -> None:
         super().__init__()
         self.established: asyncio.Future[None] = loop.create_future()
         self._app: Any = app
+        self._announced = announced
         self._context = context
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -65,7 +79,11 @@ class TlsTransport(asyncio.Transport):
         self._raw_write: Any = None
         self._open = False  # the handshake is done, and the connection not lost
         self._closing = False
-        self._unwritten: list[bytes] = []  # while OpenSSL has to read before it can write (TLS 1.2 renegotiation)
+        self._error: ssl.SSLError | None = None  # why the connection is about to be cut
+        self._full = False  # the buffer below is
+        self._paused = False  # what ``app`` was told of its writing
+        # While OpenSSL has to read before it can write: a message between records (TLS 1.3 tickets may be as long as several).
+        self._unwritten: list[bytes] = []
 
     # --- asyncio.Protocol, of the transport below ---------------------------------------------------
 
@@ -98,21 +116,22 @@ class TlsTransport(asyncio.Transport):
 
     def pause_writing(self) -> None:
         """The buffer below is full."""
-        if self._open:
-            self._app.pause_writing()
+        self._full = True
+        self._tell_writing()
 
     def resume_writing(self) -> None:
         """The buffer below has room again."""
-        if self._open:
-            self._app.resume_writing()
+        self._full = False
+        self._tell_writing()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is gone."""
         self._closing = True
+        self._unwritten.clear()
+        app, self._app = self._app, None
         if self._open:
             self._open = False
-            app, self._app = self._app, None
-            app.connection_lost(exc)
+            app.connection_lost(exc or self._error)
         self._fail(exc or ConnectionResetError("connection lost during the TLS handshake"))
 
     # --- TLS ----------------------------------------------------------------------------------------
@@ -133,14 +152,16 @@ class TlsTransport(asyncio.Transport):
             return b""
         self._flush()
         self._open = True
-        self._app.connection_made(self)
+        if not self._announced:
+            self._app.connection_made(self)
         if not self.established.done():
             self.established.set_result(None)
         return self._decrypt() if self._incoming.pending else b""
 
     def _fail(self, error: BaseException) -> None:
         if not self.established.done():
-            self.established.set_exception(error)
+            # A traceback leads back here, and would keep all this for the collector.
+            self.established.set_exception(error.with_traceback(None))
             # Whoever dials may have been cancelled; Python must not complain then.
             self.established.exception()
 
@@ -162,21 +183,45 @@ class TlsTransport(asyncio.Transport):
             pass
         except ssl.SSLZeroReturnError:
             self._end()
-        except ssl.SSLError:
+        except ssl.SSLError as error:
             # A record that was tampered with, or an alert. What stood before it is good.
-            asyncio.get_running_loop().call_soon(self.abort)
+            self._break(error)
         if self._outgoing.pending:
             # An answer of OpenSSL's own: to a change of keys, or an alert.
             self._flush()
+            if self._full and self._raw.get_write_buffer_size() > ANSWERS_BYTES:
+                self._break(ssl.SSLError("found a server that asks for answers and reads none"))
         if self._unwritten:
             unwritten, self._unwritten = self._unwritten, []
             for data in unwritten:
                 self.write(data)
+            self._tell_writing()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _end(self) -> None:
         """The server said ``close_notify``; what came before it is still to be handed on."""
-        asyncio.get_running_loop().call_soon(self.close)
+        asyncio.get_running_loop().call_soon(self._ended)
+
+    def _ended(self) -> None:
+        if not self._closing:
+            self._app.eof_received()
+            self.close()
+
+    def _break(self, error: ssl.SSLError) -> None:
+        """TLS cannot go on; what was decrypted is still to be handed on."""
+        if self._error is None:
+            self._error = error.with_traceback(None)
+            asyncio.get_running_loop().call_soon(self.abort)
+
+    def _tell_writing(self) -> None:
+        """Tell whether to write on, when that has changed."""
+        paused = self._full or bool(self._unwritten)
+        if self._open and paused is not self._paused:
+            self._paused = paused
+            if paused:
+                self._app.pause_writing()
+            else:
+                self._app.resume_writing()
 
     def _flush(self) -> None:
         data = self._outgoing.read()
@@ -193,22 +238,26 @@ class TlsTransport(asyncio.Transport):
             self._unwritten.append(bytes(data))
             return
         size = len(data)
+        at = 0
+        sealed = []
         try:
             if 0 < size <= PIECE_BYTES:
-                if self._ssl.write(data) == size:
-                    self._raw_write(self._outgoing.read())
-                    return
-                raise ssl.SSLError("a record was written in part")
-            view = memoryview(data)
-            at = 0
-            while at < size:
-                at += self._ssl.write(view[at : at + PIECE_BYTES])
+                self._ssl.write(data)
                 self._raw_write(self._outgoing.read())
+                return
+            view = memoryview(data)
+            while at < size:
+                self._ssl.write(view[at : at + PIECE_BYTES])
+                sealed.append(self._outgoing.read())
+                at += PIECE_BYTES
         except ssl.SSLWantReadError:
-            self._flush()
-            self._unwritten.append(bytes(data if size <= PIECE_BYTES else view[at:]))
-        except ssl.SSLError:
-            self.abort()
+            self._unwritten.append(bytes(data[at:]))
+        except ssl.SSLError as error:
+            self._break(error)
+        # In one go: who is told in between that the buffer is full may write, and that belongs behind all of this.
+        sealed.append(self._outgoing.read())
+        self._raw_write(b"".join(sealed))
+        self._tell_writing()
 
     def close(self) -> None:
         """Send what is buffered and ``close_notify``, then end the connection; the server's own is not waited for."""
@@ -270,7 +319,7 @@ class TlsTransport(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         """Encrypted bytes that wait below."""
-        return cast(int, self._raw.get_write_buffer_size())
+        return cast(int, self._raw.get_write_buffer_size()) + sum(map(len, self._unwritten))
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
         """Low and high."""
