@@ -15,6 +15,7 @@ Pure: no asyncio, no sockets, no clock.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,12 @@ HOT_KEY_BYTES: Final = 33  # of a server's frame: the first length at which `res
 HOT_MASKED_KEY_BYTES: Final = 36  # of a client's frame: all of `{"type":"input_audio_buffer.append",`
 # A mask key times this is the key repeated over those bytes, as one number.
 _REPEAT: Final = sum(1 << (32 * index) for index in range(HOT_MASKED_KEY_BYTES // 4))
+# The first two bytes of a frame, a 16-bit length, for a client's the mask key, and what tells the type: in one call, for at
+# real-time pace each bytecode runs on a cold cache.
+_UNMASKED: Final = struct.Struct(f">HH{HOT_KEY_BYTES}s").unpack_from
+_UNMASKED_SIZE: Final = 4 + HOT_KEY_BYTES
+_MASKED: Final = struct.Struct(f">HHI{HOT_MASKED_KEY_BYTES}s").unpack_from
+_MASKED_SIZE: Final = 8 + HOT_MASKED_KEY_BYTES
 # How many types may be hot in one direction.
 MAX_HOT_TYPES: Final = 8
 
@@ -166,40 +173,40 @@ class PurePythonFastPath:
             self.leave()
             self.mode = BOUNDARY
         hot = self.hot
-        counts = self._counts
         if self.masked:
-            from_bytes = int.from_bytes
-            while size - at >= 8 + HOT_MASKED_KEY_BYTES and data[at] == 0x81 and data[at + 1] == 0xFE:
-                mask = from_bytes(data[at + 4 : at + 8], "big") * _REPEAT
-                found = hot.get(from_bytes(data[at + 8 : at + 8 + HOT_MASKED_KEY_BYTES], "big") ^ mask)
-                if found is None:
+            while size - at >= _MASKED_SIZE:
+                head, length, mask, key = _MASKED(data, at)
+                # FIN and TEXT, masked, a 16-bit length: the shape of every audio event below 64 KiB.
+                if head != 0x81FE:
                     break
-                length = data[at + 2] << 8 | data[at + 3]
-                if not 126 <= length <= self.max_message_bytes:
+                found = hot.get(int.from_bytes(key, "big") ^ mask * _REPEAT)
+                if found is None or not 126 <= length <= self.max_message_bytes:
                     break
-                index = found[1]
                 at += 8 + length
                 if at > size:
-                    self._enter(index, length, at - size)
+                    self._enter(found[1], length, at - size)
                     return size
-                counts[2 * index] += 1
-                counts[2 * index + 1] += length
+                index = 2 * found[1]
+                counts = self._counts
+                counts[index] += 1
+                counts[index + 1] += length
                 self.events += 1
             return at
-        while size - at >= 4 + HOT_KEY_BYTES and data[at] == 0x81 and data[at + 1] == 126:
-            found = hot.get(data[at + 4 : at + 4 + HOT_KEY_BYTES])
-            if found is None or not data.startswith(found[0], at + 4):
+        while size - at >= _UNMASKED_SIZE:
+            head, length, key = _UNMASKED(data, at)
+            if head != 0x817E:
                 break
-            length = data[at + 2] << 8 | data[at + 3]
-            if not 126 <= length <= self.max_message_bytes:
+            found = hot.get(key)
+            if found is None or not data.startswith(found[0], at + 4) or not 126 <= length <= self.max_message_bytes:
                 break
-            index = found[1]
             at += 4 + length
             if at > size:
-                self._enter(index, length, at - size)
+                self._enter(found[1], length, at - size)
                 return size
-            counts[2 * index] += 1
-            counts[2 * index + 1] += length
+            index = 2 * found[1]
+            counts = self._counts
+            counts[index] += 1
+            counts[index + 1] += length
             self.events += 1
         return at
 
