@@ -9,14 +9,14 @@ import asyncio
 import contextlib
 from typing import Final
 
-from router.relay.frames import CLOSE, PASS, TEXT, Disposition, FrameError, FrameScanner, close_payload
+from router.relay.frames import CLOSE, TEXT, DeafSink, FrameError, FrameScanner, close_payload
 from router.relay.leg import Leg
 
 # What the client may still say; it is not looked at, but must be legal.
 _MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
 
 
-class Farewell:
+class Farewell(DeafSink):
     """Receiver of the client's leg and sink of its scanner for the moment that is left.
 
     Args:
@@ -67,18 +67,6 @@ class Farewell:
         """A few hundred bytes fit any buffer."""
 
     # --- Sink ---------------------------------------------------------------------------------------
-
-    def classify(self, opcode: int, event_type: str | None) -> Disposition:
-        """Nothing is kept."""
-        return PASS
-
-    def message(self, opcode: int, event_type: str | None, size: int, payload: bytes | None) -> bytes | None:
-        """Nobody listens any more."""
-        return None
-
-    def control(self, opcode: int, payload: bytes) -> bool:
-        """After a CLOSE no ping is answered (RFC 6455 §5.5.1)."""
-        return False
 
     def closing(self, code: int, reason: str) -> bool:
         """The answer: the server ends the connection first (RFC 6455 §7.1.1)."""

@@ -108,6 +108,26 @@ class Sink(Protocol):
         """A legal CLOSE arrived (1005 when it had no code); return whether it goes on to the other side."""
 
 
+class DeafSink:
+    """A sink that keeps nothing and passes on no control frame: for a stream whose end alone is of interest, or not even that."""
+
+    def classify(self, opcode: int, event_type: str | None) -> Disposition:
+        """Nothing is kept."""
+        return PASS
+
+    def message(self, opcode: int, event_type: str | None, size: int, payload: bytes | None) -> bytes | None:
+        """Nobody listens any more."""
+        return None
+
+    def control(self, opcode: int, payload: bytes) -> bool:
+        """After a CLOSE no ping is answered (RFC 6455 §5.5.1)."""
+        return False
+
+    def closing(self, code: int, reason: str) -> bool:
+        """Nobody waits for it."""
+        return False
+
+
 def unmask(data: bytes | bytearray | memoryview, key: bytes, offset: int = 0) -> bytes:
     """XOR ``data`` with a mask key (RFC 6455 §5.3); ``offset`` is the position of its first byte in the frame's payload."""
     size = len(data)

@@ -29,7 +29,7 @@ from router.config.settings import RelaySettings
 from router.jsontext import parse_object
 from router.relay import frames
 from router.relay.contract import Cause, Phase, Seen, SessionEnd, Side, Tap, Who, error_event
-from router.relay.frames import CLOSE, COLLECT, HOLD, PASS, PING, PONG, TEXT, Disposition, FrameError, FrameScanner
+from router.relay.frames import CLOSE, COLLECT, HOLD, PASS, PING, PONG, TEXT, DeafSink, Disposition, FrameError, FrameScanner
 from router.relay.leg import Leg
 from router.relay.rewrite import SESSION_UPDATE, rewrite_session_update
 from router.relay.sweep import Sweep
@@ -439,23 +439,8 @@ class Relay:
         direction.source.abort()
 
 
-class _Nobody:
-    """Sink of a scanner that is not fed any more."""
-
-    def classify(self, opcode: int, event_type: str | None) -> Disposition:
-        return PASS
-
-    def message(self, opcode: int, event_type: str | None, size: int, payload: bytes | None) -> bytes | None:
-        return None
-
-    def control(self, opcode: int, payload: bytes) -> bool:
-        return False
-
-    def closing(self, code: int, reason: str) -> bool:
-        return False
-
-
-_NOBODY: Final = _Nobody()
+# Sink of scanners that are not fed any more.
+_NOBODY: Final = DeafSink()
 
 
 def _echo(code: int) -> int:
