@@ -30,7 +30,7 @@ TEST_BIN := .venv-test/bin
 ACCEL_PATH := $(CURDIR)/.accel
 # Every test that comes near the fast path.
 ACCEL_TESTS := $(patsubst %,tests/properties/test_%.py,fastpath frames accounting) tests/unit/relay \
-	$(patsubst %,tests/integration/test_%.py,accelerator relay takeover hostile memory leaks accounting)
+	$(patsubst %,tests/integration/test_%.py,accelerator relay takeover hostile leaks accounting)
 # The resolver is a tool of the one who edits the dependencies; nobody else needs it.
 UV_VERSION := 0.13.9
 LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-config --no-emit-index-url --no-emit-find-links \
