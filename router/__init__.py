@@ -13,7 +13,9 @@ Where to find what:
     routing.py      the attempt loop; retry.py what a failure means; pool.py the deployments with their state:
                     breaker.py, limits.py, load.py
     upstream.py     the dial, until the first good event; providers/ who is dialled and how
-    relay/          two transports joined: bytes verbatim, a scanner that follows the frames
+                    eventloop.py, tls.py, tlstransport.py: the loop under it, certificates and resumption, TLS
+    relay/          two transports joined: bytes verbatim, a scanner that follows the frames; accel/ beside router/: its fast
+                    path in C
     accounting.py   turns, first audio, usage; events.py what happened → metrics.py, logs.py
     simulator/      a provider to develop, demo and test against
     library.py      the same without a server
