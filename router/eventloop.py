@@ -22,6 +22,7 @@ def loop_class(base: type[asyncio.AbstractEventLoop]) -> type[asyncio.AbstractEv
         base: without them.
     """
 
+    # mypy knows no class whose base is a parameter.
     class Loop(base):  # type: ignore[valid-type, misc]
         async def getaddrinfo(
             self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0

@@ -239,6 +239,7 @@ def _choose() -> tuple[type[PurePythonFastPath], bool]:
     if wish == "0":
         return PurePythonFastPath, False
     try:
+        # Optional, and without stubs: where it is not installed mypy does not find it, where it is the comment is unused.
         import realtime_router_accel as accel  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         if wish == "1":

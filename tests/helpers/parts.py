@@ -57,11 +57,36 @@ def _accelerator() -> str:
     return spec.origin
 
 
+def _procfs() -> str:
+    path = Path("/proc/self/smaps_rollup")
+    if not path.exists():
+        raise MissingPart(f"found no {path}, expected it (Linux tells of a process's threads and memory there)")
+    return str(path)
+
+
+def _uvloop() -> str:
+    spec = importlib.util.find_spec("uvloop")
+    if spec is None or spec.origin is None:
+        raise MissingPart("found no module uvloop, expected it (it is not made for every platform)")
+    return spec.origin
+
+
+def _openssl() -> str:
+    program = shutil.which("openssl")
+    # LibreSSL's of the same name has other options.
+    if program is None or b"OpenSSL" not in subprocess.run([program, "version"], capture_output=True).stdout:
+        raise MissingPart("found no program openssl of OpenSSL, expected it on the path (make test-system installs openssl)")
+    return program
+
+
 # Part → probe, which returns the program's path or raises MissingPart.
 PARTS: Mapping[str, Callable[[], str]] = {
     "accelerator": _accelerator,
     "chromium": _chromium,
     "node": _node,
+    "openssl": _openssl,
+    "procfs": _procfs,
+    "uvloop": _uvloop,
 }
 
 

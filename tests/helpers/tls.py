@@ -90,6 +90,12 @@ def on_router_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[
     return cast(Callable[..., None], pytest.mark.parametrize("loop", sorted(ROUTER_LOOPS))(run))
 
 
+def reset(transport: asyncio.Transport) -> None:
+    """End a connection by RST."""
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
 def transports() -> list[TlsTransport]:
     """Those that live; a test that looks at them keeps the collector still meanwhile (``no_collector``)."""
     return [thing for thing in gc.get_objects() if type(thing) is TlsTransport]
@@ -368,9 +374,7 @@ class TlsPeer(asyncio.Protocol):
 
     def reset(self) -> None:
         """End the connection by RST."""
-        sock = self.transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.transport.abort()
+        reset(self.transport)
 
 
 class Forger(TlsPeer):

@@ -124,7 +124,10 @@ async def test_readers_that_take_nothing_cost_bounded_memory(direction: str, flo
 
 
 async def at_rest(senders: list[RawPeer], sent: list[int]) -> None:
-    """Wait until none of the senders gets rid of a single byte any more."""
+    """Wait until none of the senders gets rid of a single byte any more.
+
+    That nothing happens is no event to wait for: it is looked at again and again, and has to hold for a while.
+    """
     calm, last = 0, -1
     async with asyncio.timeout(3 * PATIENCE_S):
         while calm < 20:

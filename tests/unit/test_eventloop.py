@@ -8,13 +8,13 @@ import socket
 import ssl
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from router.eventloop import new_event_loop
 from router.tlstransport import TlsTransport
+from tests.helpers.parts import require
 from tests.helpers.processes import ROOT
 from tests.helpers.running import until
 from tests.helpers.tls import PATIENCE_S, Authority, Recorder, TlsPeer, dial, listening, on_router_loops
@@ -28,7 +28,9 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 def test_the_base() -> None:
     """uvloop where it is installed, as the lock files have it."""
-    uvloop = pytest.importorskip("uvloop")
+    require("uvloop")
+    import uvloop
+
     loop = new_event_loop()
     try:
         assert isinstance(loop, uvloop.Loop)
@@ -129,6 +131,7 @@ async def test_tls_that_begins_later(authority: Authority, below: str) -> None:
         def __init__(self) -> None:
             super().__init__(outer)
             self.inside = TlsPeer(inner)
+            # It has the methods of a transport that the server inside uses.
             self.inside.connection_made(self)  # type: ignore[arg-type]
 
         def data_received(self, data: bytes) -> None:
@@ -182,7 +185,7 @@ async def test_tls_that_fails_later(authority: Authority, failure: str) -> None:
             with pytest.raises(ConnectionResetError):
                 await starting
         elif failure == "cancelled":
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the task begins, and waits for the server
             starting.cancel()
             async with asyncio.timeout(PATIENCE_S):
                 await asyncio.wait([starting])
@@ -241,10 +244,10 @@ with asyncio.Runner(loop_factory=base if sys.argv[1] == "own" else loop_class(ba
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="/proc/self/task: only Linux tells")
 def test_an_address_is_looked_up_without_a_thread() -> None:
     """Connecting a socket to what is an address already starts no thread; uvloop's own starts four, as the control shows."""
-    pytest.importorskip("uvloop")
+    require("procfs")
+    require("uvloop")
 
     def threads(whose: str) -> int:
         return int(subprocess.run([sys.executable, "-c", _THREADS, whose], cwd=ROOT, capture_output=True, check=True).stdout)

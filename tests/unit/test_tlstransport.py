@@ -7,12 +7,12 @@ import gc
 import os
 import random
 import re
-import shutil
 import ssl
 import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 from router import tlstransport
 from router.tls import ResumingContext
 from router.tlstransport import PIECE_BYTES, TlsTransport
+from tests.helpers.parts import require
 from tests.helpers.processes import ROOT
 from tests.helpers.running import until
 from tests.helpers.tls import (
@@ -37,6 +38,7 @@ from tests.helpers.tls import (
     listening,
     no_collector,
     on_router_loops,
+    reset,
     shim,
     transports,
 )
@@ -69,10 +71,8 @@ async def came(data: bytearray, size: int) -> None:
 
 
 async def freed() -> None:
-    """Wait until no transport lives, for as long as callbacks may still be due."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert not transports()
+    """Wait until no transport lives; the collector is off meanwhile."""
+    await until(lambda: not transports())
 
 
 # --- bytes --------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ class Mute(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.spoken_to.set()
         if self.end == "reset":
-            TlsPeer.reset(self)  # type: ignore[arg-type]
+            reset(self.transport)
         elif self.end == "FIN":
             self.transport.close()
 
@@ -275,7 +275,7 @@ async def test_a_handshake_that_fails(authority: Authority, tmp_path: Path, fail
     if failure == "no TLS":
         make = plain_answer
     elif failure in ("FIN", "reset"):
-        make = lambda: Mute(failure)  # noqa: E731
+        make = partial(Mute, failure)
     else:
         name = "elsewhere.example" if failure == "wrong name" else "localhost"
         tls = (other if failure == "unknown authority" else authority).server_context(
@@ -283,7 +283,7 @@ async def test_a_handshake_that_fails(authority: Authority, tmp_path: Path, fail
         )
         if failure == "too old":
             context.minimum_version = TLS_1_3
-        make = lambda: TlsPeer(tls)  # noqa: E731
+        make = partial(TlsPeer, tls)
     kind, words = FAILURES[failure]
     heard: list[Recorder] = []
 
@@ -690,18 +690,10 @@ async def test_answers_that_nobody_reads(authority: Authority, tmp_path: Path, m
         assert 64 * 1024 < most < 256 * 1024
 
 
-def openssl() -> str:
-    """The program's path. LibreSSL's of the same name has other options."""
-    program = shutil.which("openssl")
-    if program is None or b"OpenSSL" not in subprocess.run([program, "version"], capture_output=True, check=True).stdout:
-        pytest.skip("found no program openssl of OpenSSL, expected one whose s_server asks for another handshake")
-    return program
-
-
 @on_router_loops
 async def test_another_handshake_is_refused(authority: Authority) -> None:
     """TLS 1.2 knows requests for one in the middle of a session: they are declined; there is no such state of the transport."""
-    program = openssl()
+    program = require("openssl")
     pair = authority.issue()
     server = await asyncio.create_subprocess_exec(
         *(program, "s_server", "-accept", "127.0.0.1:0", "-tls1_2", "-naccept", "1"),
@@ -842,10 +834,10 @@ with asyncio.Runner(loop_factory=(ROUTER_LOOPS if kind == "router" else OWN_LOOP
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="/proc/self/smaps_rollup: only Linux tells")
 @on_router_loops
 async def test_a_connection_that_waits_holds_little(authority: Authority) -> None:
     """Connections that have read 64 KiB once keep no buffers of that; the event loops' own TLS does, as the control shows."""
+    require("procfs")
     context = authority.server_context()
     base = "uvloop" if "uvloop" in type(asyncio.get_running_loop()).__mro__[1].__module__ else "asyncio"
 
