@@ -5,7 +5,7 @@ Nothing here imports the router, does I/O, or needs a third-party package: a str
 """
 
 from strategies import affinity, fastest, first, least_connections, p2c, round_robin, weighted_random
-from strategies.base import Call, Candidate, Promise, Strategy, options_of, promises_of
+from strategies.base import NOWHERE, Call, Candidate, Elsewhere, Freshness, Promise, Strategy, options_of, promises_of
 from strategies.registry import (
     ALIASES,
     DEFAULT,
@@ -24,8 +24,11 @@ close()
 __all__ = [
     "ALIASES",
     "DEFAULT",
+    "NOWHERE",
     "Call",
     "Candidate",
+    "Elsewhere",
+    "Freshness",
     "InvalidStrategy",
     "Promise",
     "Strategy",

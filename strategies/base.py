@@ -35,6 +35,45 @@ class Call:
     query: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
 
 
+class Freshness(Enum):
+    """How far what the other processes said of themselves can be trusted, by the age of the picture they make together."""
+
+    #: At most 2 s old: compare all candidates.
+    FRESH = "fresh"
+    #: At most 10 s old: others may have acted on the same numbers since, so compare a random pair.
+    AGEING = "ageing"
+    #: Older, or nobody told anything: this process counts for itself.
+    LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """What the other processes of the fleet hold of a deployment, as last heard. All zero when ``freshness`` is ``LOCAL``.
+
+    Attributes:
+        freshness: how old the picture is.
+        members: other processes in it; those that do not know this deployment count as well.
+        sessions: leases they hold of it.
+        starts: sessions they have started on it since each of them began to run: only differences between two looks mean
+            something, and the number falls when a process leaves.
+        ejected: how many of them have ejected it. A hint: the trouble may lie between them and it.
+        ready_s: mean of their averages of the seconds from dial to ready; ``None``: none of them measured it.
+        first_audio_s: the same for the seconds from the end of speech to the first audio.
+    """
+
+    freshness: Freshness = Freshness.LOCAL
+    members: int = 0
+    sessions: int = 0
+    starts: int = 0
+    ejected: int = 0
+    ready_s: float | None = None
+    first_audio_s: float | None = None
+
+
+#: Nothing is known of other processes.
+NOWHERE = Elsewhere()
+
+
 class Candidate(Protocol):
     """The read-only view of a deployment that a strategy compares."""
 
@@ -65,6 +104,22 @@ class Candidate(Protocol):
     @property
     def first_audio_s(self) -> float | None:
         """Peak-EWMA of the seconds from the end of speech to the first audio; ``None``: not measured yet."""
+
+    @property
+    def elsewhere(self) -> Elsewhere:
+        """What the other processes of the fleet hold of it."""
+
+    @property
+    def minute_starts(self) -> int:
+        """Sessions started on it in the last 60 s, the other processes' included when they are known."""
+
+    @property
+    def minute_tokens(self) -> int:
+        """Tokens it reported in the last 60 s, the other processes' included when they are known."""
+
+    @property
+    def headroom(self) -> float | None:
+        """Share that is left of its tightest limit a minute (rpm, tpm, or what the provider reported), 0 to 1; ``None``: no limit."""
 
 
 C = TypeVar("C", bound=Candidate)

@@ -169,6 +169,28 @@ class ListenSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSettings:
+    """The Redis or Valkey server through which replicas tell each other what they hold."""
+
+    kind: Literal["single", "sentinel", "cluster"] = "single"
+    nodes: tuple[tuple[str, int], ...] = ()  # host and port of the server, the sentinels, or some nodes of the cluster
+    path: str | None = None  # Unix socket of a single server, in the place of ``nodes``
+    service: str = ""  # sentinels only: the name of the master
+    db: int = 0  # not in a cluster
+    username: str | None = None  # None: the default user
+    password: Secret | None = None
+    sentinel_username: str | None = None
+    sentinel_password: Secret | None = None  # None: the sentinels ask for none
+    tls: bool = False  # towards sentinels as well
+    ca_file: str | None = None  # None: the system's authorities
+    client_cert: str | None = None
+    client_key: str | None = None  # None: the key is in ``client_cert``
+    prefix: str = "realtime-router"  # of every key; two fleets on one server need two
+    # What becomes of ``max_sessions`` while the server is away: each process grants its part of it, or nothing.
+    on_loss: Literal["open", "closed"] = "open"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """``general_settings``: the process as a whole."""
 
@@ -189,6 +211,7 @@ class ServerSettings:
     retry_budget_min_per_s: float = 3.0  # ... but at least this many a second
     log_format: Literal["auto", "json", "console"] = "auto"  # auto: console on a terminal
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    workers: int = 1  # processes that serve the listening addresses together
 
     @property
     def keyless(self) -> bool:
@@ -204,3 +227,4 @@ class Settings:
     groups: Mapping[str, GroupSettings]
     aliases: Mapping[str, str] = field(default_factory=lambda: NO_ITEMS)  # public alias → group name
     hidden_aliases: frozenset[str] = frozenset()  # aliases that work and that ``/v1/models`` leaves out
+    fleet: FleetSettings | None = None  # None: no server; the workers of one router share their state without it

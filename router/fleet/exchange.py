@@ -1,0 +1,71 @@
+"""The contract between the beat and whatever carries shares and places from process to process.
+
+An exchange may fail in any way at any call: whoever calls it bounds the time of the call and takes every exception for "not
+reachable". It keeps no state that matters: what it knows can be told to it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from router.fleet.picture import Vector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """The answer to a beat.
+
+    Attributes:
+        now_s: the exchange's own clock, seconds; only differences mean something, and a jump of it is possible.
+        members: other processes that are alive by that clock.
+        totals: their shares, added up (``picture.add``).
+    """
+
+    now_s: float
+    members: int
+    totals: Mapping[str, Vector]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A place on a deployment whose limit holds for the whole fleet.
+
+    Attributes:
+        deployment: its id.
+        limit: most places at once.
+        place: a name that no other place has, in any process.
+    """
+
+    deployment: str
+    limit: int
+    place: str
+
+
+class Exchange(Protocol):
+    """Carries what processes tell each other."""
+
+    @property
+    def interval_s(self) -> float:
+        """Seconds between two beats."""
+
+    async def beat(self, share: Mapping[str, Vector], renew: Mapping[str, Sequence[str]]) -> Heard:
+        """Publish this process's whole share for ``board.SHARE_TTL_S``, and the places that it holds for another ``board.PLACE_TTL_S``.
+
+        Args:
+            share: its picture of itself; what it published before is replaced.
+            renew: deployment's id → places; one that is unknown (its server was restarted) is entered again, whatever the limit.
+        """
+
+    async def acquire(self, wanted: Sequence[Wanted]) -> Sequence[bool]:
+        """Enter places in turn; each is granted while fewer than its limit are held. One that is held already is granted again."""
+
+    async def release(self, places: Mapping[str, Sequence[str]]) -> None:
+        """Give places back, by deployment; unknown ones are nothing."""
+
+    async def leave(self) -> None:
+        """Take this process's share away: it ends."""
+
+    async def close(self) -> None:
+        """Let go of connections."""
