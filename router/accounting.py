@@ -13,10 +13,11 @@ from router.jsontext import parse_object
 from router.relay.contract import Phase, Side
 from router.relay.fastpath import FastPath, HotTable, hot_table
 from router.relay.frames import BINARY
-from router.usage import Usage, response_usage, transcription_usage
+from router.usage import Usage, response_usage, tightest_limit, transcription_usage
 
 TRANSCRIPTION_COMPLETED: Final = "conversation.item.input_audio_transcription.completed"
-COLLECTED: Final = frozenset({"response.done", "error", TRANSCRIPTION_COMPLETED})
+RATE_LIMITS_UPDATED: Final = "rate_limits.updated"
+COLLECTED: Final = frozenset({"response.done", "error", TRANSCRIPTION_COMPLETED, RATE_LIMITS_UPDATED})
 
 # PROTOCOL §3 and §4; metric labels, so what is not listed is counted as ``other``.
 CLIENT_TYPES: Final = frozenset(
@@ -94,7 +95,7 @@ UPSTREAM_TYPES: Final = frozenset(
         "mcp_list_tools.in_progress",
         "mcp_list_tools.completed",
         "mcp_list_tools.failed",
-        "rate_limits.updated",
+        RATE_LIMITS_UPDATED,
         "ping",
     }
 )
@@ -132,6 +133,7 @@ class Accounting:
         on_usage: told of each bill once.
         on_first_audio: told of each turn's seconds from the end of speech to the first audio.
         on_trouble: told of the code and type of an ``error`` event or a failed response.
+        on_limits: told of the share of the provider's tightest limit that is used up, 0 to 1, and the seconds until it is whole.
         on_tick: called with monotonic seconds, twice a second.
     """
 
@@ -142,6 +144,7 @@ class Accounting:
         on_usage: Callable[[Usage], None],
         on_first_audio: Callable[[float], None],
         on_trouble: Callable[[str, str], None],
+        on_limits: Callable[[float, float], None],
         on_tick: Callable[[float], None],
     ) -> None:
         self.collect = COLLECTED
@@ -152,6 +155,7 @@ class Accounting:
         self._on_usage = on_usage
         self._on_first_audio = on_first_audio
         self._on_trouble = on_trouble
+        self._on_limits = on_limits
         self._on_tick = on_tick
         self._open_responses = 0
         # When the user stopped speaking; only set while the answer's first audio is awaited.
@@ -173,7 +177,7 @@ class Accounting:
     def close(self) -> None:
         """The books are closed: let go of those who were told, who refer to it as well."""
         self._on_usage = self._on_first_audio = self._on_tick = _nobody
-        self._on_trouble = _nobody
+        self._on_trouble = self._on_limits = _nobody
         self._fast = {}
 
     @property
@@ -283,6 +287,11 @@ class Accounting:
             item = _text(event, "item_id")
             self._bill(f"{item}/{part}" if item and isinstance(part, int) else "", transcription_usage(usage))
 
+    def _rate_limits(self, payload: bytes | None) -> None:
+        tightest = tightest_limit(_parse(payload).get("rate_limits"))
+        if tightest is not None:
+            self._on_limits(*tightest)
+
     def _error(self, payload: bytes | None) -> None:
         error = _object(_parse(payload), "error")
         if error:
@@ -301,6 +310,7 @@ _HANDLERS: Final[dict[str, Callable[[Accounting, bytes | None], None]]] = {
     "response.created": Accounting._response_created,
     "response.done": Accounting._response_done,
     TRANSCRIPTION_COMPLETED: Accounting._transcribed,
+    RATE_LIMITS_UPDATED: Accounting._rate_limits,
     "error": Accounting._error,
 }
 

@@ -8,7 +8,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -28,8 +28,11 @@ from router.events import (
     Traffic,
     UsageRecorded,
 )
+from router.fleet.beat import Fleet
+from router.fleet.exchange import Exchange
+from router.fleet.picture import Picture
 from router.health import Prober
-from router.pool import Group, Pool
+from router.pool import Deployment, Group, Pool
 from router.providers import ErrorKind, error_kind
 from router.providers.base import Forward
 from router.relay.contract import SessionEnd, error_event
@@ -41,7 +44,7 @@ from router.routing import Opened, Routing, Search
 from router.tasks import Tasks
 from router.upstream import Dialer
 from router.usage import Usage
-from strategies.base import Call
+from strategies.base import Call, Freshness
 
 # How often a running session's counts reach the observers, so that metrics of hour-long calls move.
 TRAFFIC_INTERVAL_S = 5.0
@@ -92,6 +95,8 @@ class Engine:
         clock: monotonic seconds.
         rng: for strategies, jitter and back-off.
         generation: its number, for records.
+        exchange: through which a fleet shares its state; ``None``: the server of the settings, if they name one.
+        member: this process's name in the fleet; ``None``: a random one.
     """
 
     def __init__(
@@ -103,6 +108,8 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         generation: int = 1,
+        exchange: Exchange | None = None,
+        member: str | None = None,
     ) -> None:
         self.settings = settings
         self.generation = generation
@@ -110,7 +117,10 @@ class Engine:
         self.clock = clock
         self.rng = rng if rng is not None else random.Random()
         self.tasks = Tasks(on_error=self._task_failed)
-        self.pool = Pool(settings, clock=clock, rng=self.rng, tell=tell)
+        self.fleet = self._fleet(exchange, member if member is not None else secrets.token_hex(8))
+        self._picture = Picture(clock) if self.fleet is None else self.fleet.picture
+        gate = None if self.fleet is None else self.fleet.gate
+        self.pool = Pool(settings, clock=clock, rng=self.rng, tell=tell, picture=self._picture, limits=gate)
         self.dialer = Dialer(environ=os.environ if environ is None else environ, on_error=self._task_failed)
         self.sweep = Sweep(clock=clock)
         server = settings.server
@@ -122,6 +132,7 @@ class Engine:
             tell=tell,
             clock=clock,
             rng=self.rng,
+            admission=gate,
         )
         self.stopping = False  # no new sessions any more
         self.max_sessions = server.max_sessions
@@ -131,6 +142,34 @@ class Engine:
         self._relays: dict[str, Relay] = {}  # running sessions by id
         self._relay_ended = asyncio.Event()  # whenever one leaves ``_relays``, or a search ends; for ``end_all``
         self._by_principal: dict[str, int] = {}  # sessions by virtual key's name
+
+    def _fleet(self, exchange: Exchange | None, member: str) -> Fleet | None:
+        settings = self.settings.fleet
+        if exchange is None and settings is not None:
+            # redis is imported only where there is a fleet.
+            from router.fleet.redis_link import RedisExchange
+
+            exchange = RedisExchange(settings, member=member)
+        if exchange is None:
+            return None
+        return Fleet(
+            exchange,
+            member=member,
+            deployments=self._deployments,
+            keys=self._sessions_of_keys,
+            picture=Picture(self.clock),
+            on_loss="open" if settings is None else settings.on_loss,
+            tasks=self.tasks,
+            tell=self.tell,
+            clock=self.clock,
+            rng=self.rng,
+        )
+
+    def _deployments(self) -> Iterator[Deployment]:
+        return self.pool.deployments
+
+    def _sessions_of_keys(self) -> Mapping[str, int]:
+        return self._by_principal
 
     @property
     def sessions(self) -> int:
@@ -147,8 +186,23 @@ class Engine:
         for deployment in self.pool.deployments:
             self.dialer.prefetch(deployment.settings)
             if deployment.settings.health_check is not None:
-                prober = Prober(deployment, dialer=self.dialer, tell=self.tell, clock=self.clock, rng=self.rng)
+                prober = Prober(
+                    deployment,
+                    dialer=self.dialer,
+                    tell=self.tell,
+                    clock=self.clock,
+                    rng=self.rng,
+                    admission=None if self.fleet is None else self.fleet.gate,
+                )
                 self.tasks.spawn(prober.run(), name=f"health check {deployment.id}")
+
+        if self.fleet is not None:
+            self.tasks.spawn(self.fleet.run(), name="fleet beat")
+
+    async def join(self) -> None:
+        """Return when the others of the fleet, if there is one, were heard for the first time, or could not be."""
+        if self.fleet is not None:
+            await self.fleet.joined.wait()
 
     async def end_all(self, *, code: int, reason: str, timeout_s: float) -> None:
         """Refuse new sessions and end the running ones politely; return when they have ended, or after ``timeout_s``."""
@@ -177,6 +231,9 @@ class Engine:
         """End what runs in the background."""
         self.stopping = True
         await self.tasks.close(timeout_s=1.0)
+        if self.fleet is not None:
+            await self.fleet.leave()
+            await self.fleet.close()
         await self.dialer.close()
 
     # --- one session --------------------------------------------------------------------------------
@@ -193,8 +250,15 @@ class Engine:
         if self.sessions >= self.max_sessions or self._pending >= self.settings.server.max_pending:
             raise Overloaded(retry_after_s=5.0)
         limit = principal.max_sessions
-        if limit is not None and self._by_principal.get(principal.name, 0) >= limit:
+        if limit is not None and self._key_is_full(principal.name, limit):
             raise KeyLimitReached(retry_after_s=5.0)
+
+    def _key_is_full(self, name: str, limit: int) -> bool:
+        """Whether a key holds all its sessions, in all processes as far as they are known."""
+        own = self._by_principal.get(name, 0)
+        if self._picture.freshness is Freshness.LOCAL:
+            return own >= self._picture.local_share(limit)
+        return own + self._picture.sessions_of_key(name) >= limit
 
     async def serve(self, request: Request, accept: Accept) -> None:
         """Serve one session from its search to its end.
@@ -207,6 +271,8 @@ class Engine:
         name = request.principal.name
         self._by_principal[name] = self._by_principal.get(name, 0) + 1
         self._serving += 1
+        if self.fleet is not None:
+            self.fleet.begun()
         try:
             await self._serve(request, accept)
         finally:
@@ -411,6 +477,7 @@ class _Books:
             on_usage=self._on_usage,
             on_first_audio=self._on_first_audio,
             on_trouble=self._on_trouble,
+            on_limits=self._deployment.reported,
             on_tick=self._on_tick,
         )
 

@@ -173,6 +173,23 @@ class Probed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TurnedAway:
+    """A session was not let to a deployment, because the fleet as a whole holds all that it may of it."""
+
+    session: str
+    deployment: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetBeat:
+    """This process published its share, or tried to."""
+
+    outcome: str  # answered, failed
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
     """Something an operator should read that belongs to no session."""
 
@@ -195,6 +212,8 @@ Event = (
     | CooledDown
     | ConfigAlarm
     | Probed
+    | TurnedAway
+    | FleetBeat
     | Notice
 )
 

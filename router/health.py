@@ -19,6 +19,7 @@ from router.pool import Deployment
 from router.providers import error_kind
 from router.providers.base import Forward
 from router.retry import Outcome, classify
+from router.routing import Admission
 from router.upstream import Dialer
 
 # So that replicas and deployments do not probe in step.
@@ -35,6 +36,7 @@ class Prober:
         tell: observers.
         clock: monotonic seconds.
         rng: for the jitter.
+        admission: asked before each probe of a deployment with ``max_sessions``: a probe is a session like others.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Prober:
         tell: Observers,
         clock: Callable[[], float],
         rng: random.Random,
+        admission: Admission | None = None,
     ) -> None:
         check = deployment.settings.health_check
         if check is None:
@@ -54,6 +57,7 @@ class Prober:
         self._tell = tell
         self._clock = clock
         self._rng = rng
+        self._admission = admission
         self._interval_s = check.interval_s
         self._settings = replace(deployment.settings, timeout_s=check.timeout_s)
 
@@ -72,6 +76,9 @@ class Prober:
             return None
         started = self._clock()
         with deployment.lease() as lease:
+            if self._admission is not None and not await self._admission.admit(lease):
+                lease.turned_away()
+                return None
             try:
                 upstream = await self._dialer.dial(self._settings, Forward(), max_message_bytes=_MAX_MESSAGE_BYTES)
             except UpstreamError as error:

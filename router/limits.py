@@ -131,6 +131,15 @@ class SlidingWindow:
         self._buckets[self._current % len(self._buckets)] += amount
         self._total += amount
 
+    def take_back(self) -> None:
+        """Undo one ``add()`` of this moment: what it counted did not happen after all."""
+        for number in (self._current, self._current - 1):  # it may have been the moment before a bucket's end
+            place = number % len(self._buckets)
+            if self._buckets[place]:
+                self._buckets[place] -= 1
+                self._total -= 1
+                return
+
     def used(self) -> int:
         """Return the count of the last ``window_s`` seconds."""
         self._advance()

@@ -6,35 +6,57 @@ shape) and what routing leases. State changes between awaits, never across one.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 from router.breaker import Breaker, BreakerState, Ticket
 from router.config.settings import DeploymentSettings, GroupSettings, Settings
 from router.events import Admitted, ConfigAlarm, CooledDown, Ejected, Observers
+from router.fleet.picture import Picture
 from router.limits import CoolDown, SlidingWindow
 from router.load import PeakEwma
 from router.providers import PROVIDERS, Provider
 from router.retry import Outcome, Verdict
-from strategies.base import Strategy
+from strategies.base import Elsewhere, Freshness, Strategy
 
 # Averages forget with this time constant: long enough to span a lull, short enough to follow an afternoon.
 LATENCY_DECAY_S: Final = 30.0
 # Retry-After beyond this is not believed (DESIGN §12).
 MAX_RETRY_AFTER_S: Final = 60.0
+# A provider's report of its limits (``rate_limits.updated``) says nothing about later than this.
+MAX_REPORT_S: Final = 60.0
+
+
+class Limits(Protocol):
+    """Says how much of a limit of the whole fleet this process may use."""
+
+    def most(self, limit: int) -> int:
+        """Return the most sessions that this process may hold of a limit of the fleet, as things are."""
+
+
+class Alone:
+    """No fleet: every limit is this process's own."""
+
+    def most(self, limit: int) -> int:
+        """Return the limit."""
+        return limit
 
 
 class Lease:
     """One session's or probe's hold on a deployment, from before the dial to the end. Releasing it twice is one release."""
 
-    __slots__ = ("_held", "deployment", "ticket")
+    __slots__ = ("_held", "deployment", "on_release", "place", "ticket")
 
     def __init__(self, deployment: Deployment, ticket: Ticket) -> None:
         self.deployment = deployment
         self.ticket = ticket
         self._held = True
+        # Only with a limit that holds across the fleet: the place's name, and who takes it back.
+        self.place = ""
+        self.on_release: Callable[[str, str], None] | None = None
 
     def release(self) -> None:
         """Give it back."""
@@ -43,6 +65,14 @@ class Lease:
             self.deployment.sessions -= 1
             # An attempt that ended without any outcome must not block the breaker's one probing place.
             self.deployment.breaker.abandon(self.ticket)
+            if self.on_release is not None:
+                self.on_release(self.deployment.id, self.place)
+
+    def turned_away(self) -> None:
+        """Give it back, and take back that a session started: nobody was dialled."""
+        self.deployment.starts.take_back()
+        self.deployment.started -= 1
+        self.release()
 
     def __enter__(self) -> Lease:
         return self
@@ -60,6 +90,8 @@ class Deployment:
         clock: monotonic seconds.
         rng: for the breaker's jitter.
         tell: observers.
+        picture: what the other processes of the fleet hold.
+        limits: how much of ``max_sessions`` is this process's.
     """
 
     def __init__(
@@ -70,6 +102,8 @@ class Deployment:
         clock: Callable[[], float],
         rng: random.Random,
         tell: Observers,
+        picture: Picture,
+        limits: Limits,
     ) -> None:
         self.settings = settings
         self.provider: Provider = PROVIDERS[settings.provider]
@@ -78,10 +112,18 @@ class Deployment:
         self.starts = SlidingWindow(settings.rpm, clock=clock)
         self.tokens = SlidingWindow(settings.tpm, clock=clock)
         self.sessions = 0
+        self.started = 0  # sessions since the process began, probes included
+        self.full_until = -math.inf  # the fleet has said so; a reading of the clock
         self.was_ready = False  # at least once; before that ``ready_s`` is made of penalties alone
         self._ready = PeakEwma(LATENCY_DECAY_S, clock)
         self._first_audio = PeakEwma(LATENCY_DECAY_S, clock)
+        # Share of the provider's own limits that is used up, as it reported, and until when that means anything.
+        self._spent = 0.0
+        self._spent_until = -math.inf
+        self._clock = clock
         self._tell = tell
+        self._picture = picture
+        self._limits = limits
 
     # --- Candidate ----------------------------------------------------------------------------------
 
@@ -115,6 +157,39 @@ class Deployment:
         """Average seconds to the first audio, faded while nothing is measured."""
         return self._first_audio.value
 
+    @property
+    def elsewhere(self) -> Elsewhere:
+        """What the other processes of the fleet hold of it."""
+        return self._picture.of(self.settings.id)
+
+    @property
+    def minute_starts(self) -> int:
+        """Sessions started in the last minute, fleet-wide where that is known."""
+        return self.starts.used() + self._minute_elsewhere("minute_starts")
+
+    @property
+    def minute_tokens(self) -> int:
+        """Tokens reported in the last minute, fleet-wide where that is known."""
+        return self.tokens.used() + self._minute_elsewhere("minute_tokens")
+
+    @property
+    def headroom(self) -> float | None:
+        """Share that is left of its tightest limit a minute, 0 to 1; ``None``: it has none."""
+        left = []
+        for window, name in ((self.starts, "minute_starts"), (self.tokens, "minute_tokens")):
+            if window.limit is not None:
+                limit, used = self._of_the_fleet(window, name)
+                left.append(1.0 - min(1.0, used / limit))
+        spent = max(self.spent, self._picture.total(self.id, "spent"))
+        if spent > 0.0 or self._spent_until > self._clock():
+            left.append(1.0 - min(1.0, spent))
+        return min(left, default=None)
+
+    @property
+    def spent(self) -> float:
+        """Share of the provider's own limits that is used up, 0 to 1, by its last report; 0 when that is over."""
+        return self._spent if self._spent_until > self._clock() else 0.0
+
     # --- eligibility --------------------------------------------------------------------------------
 
     def obstacle(self) -> str:
@@ -127,11 +202,28 @@ class Deployment:
             return "draining" if state == "drain" else state
         if self.cool_down.active:
             return "cooling_down"
-        if self.settings.max_sessions is not None and self.sessions >= self.settings.max_sessions:
+        most = self.settings.max_sessions
+        if most is not None and (self.sessions >= self._limits.most(most) or self.full_until > self._clock()):
             return "full"
-        if not self.starts.has_room() or not self.tokens.has_room():
+        if self._lacks_room(self.starts, "minute_starts") or self._lacks_room(self.tokens, "minute_tokens"):
             return "rate_limited"
         return ""
+
+    def _minute_elsewhere(self, name: str) -> int:
+        return int(self._picture.total(self.id, name))
+
+    def _of_the_fleet(self, window: SlidingWindow, name: str) -> tuple[int, int]:
+        """A limit a minute and what is used of it: the fleet's, or this process's part while it does not hear of the others."""
+        assert window.limit is not None  # asked only of windows with one
+        if self._picture.freshness is Freshness.LOCAL:
+            return self._picture.local_share(window.limit), window.used()
+        return window.limit, window.used() + self._minute_elsewhere(name)
+
+    def _lacks_room(self, window: SlidingWindow, name: str) -> bool:
+        if window.limit is None:
+            return False
+        limit, used = self._of_the_fleet(window, name)
+        return used >= limit
 
     def eligible(self) -> bool:
         """Whether a session may begin here now."""
@@ -151,12 +243,19 @@ class Deployment:
         if obstacle == "cooling_down":
             return self.cool_down.remaining_s()
         if obstacle == "rate_limited":
-            return max(self.starts.room_in_s(), self.tokens.room_in_s())
+            waits_s = []
+            for window, name in ((self.starts, "minute_starts"), (self.tokens, "minute_tokens")):
+                if self._lacks_room(window, name):
+                    # What others have used will be less by then; nobody here knows by how much.
+                    waits_s.append(window.room_in_s(1 + self._minute_elsewhere(name)))
+            known_s = [wait_s for wait_s in waits_s if wait_s < math.inf]
+            return max(known_s, default=None)
         return self.breaker.remaining_s() if not obstacle else None
 
     def lease(self) -> Lease:
         """Hold a place for a session that is about to dial."""
         self.sessions += 1
+        self.started += 1
         self.starts.add()
         return Lease(self, self.breaker.begin())
 
@@ -206,6 +305,17 @@ class Deployment:
         """An answer's first audio came after ``seconds``."""
         self._first_audio.observe(seconds)
 
+    def reported(self, spent: float, seconds: float) -> None:
+        """The provider told how much of its own limits is used up.
+
+        Args:
+            spent: the share of the tightest one, 0 to 1.
+            seconds: until that limit is whole again; more than a minute is not believed.
+        """
+        if 0.0 <= spent <= 1.0 and 0.0 <= seconds:
+            self._spent = spent
+            self._spent_until = self._clock() + min(seconds, MAX_REPORT_S)
+
     @property
     def state(self) -> str:
         """One word for metrics and the admin API."""
@@ -239,17 +349,41 @@ class Pool:
         clock: monotonic seconds.
         rng: for strategies and breakers.
         tell: observers.
+        picture: what the other processes of the fleet hold; ``None``: there are none.
+        limits: how much of a limit of the fleet is this process's; ``None``: all of it.
     """
 
-    def __init__(self, settings: Settings, *, clock: Callable[[], float], rng: random.Random, tell: Observers) -> None:
-        self.groups: Mapping[str, Group] = {
-            name: self._group(group, clock=clock, rng=rng, tell=tell) for name, group in settings.groups.items()
-        }
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Callable[[], float],
+        rng: random.Random,
+        tell: Observers,
+        picture: Picture | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._clock = clock
+        self._tell = tell
+        self._picture = picture if picture is not None else Picture(clock)
+        self._limits = limits if limits is not None else Alone()
+        self.groups: Mapping[str, Group] = {name: self._group(group, rng) for name, group in settings.groups.items()}
         self._aliases = settings.aliases
         self._hidden_aliases = settings.hidden_aliases
 
-    def _group(self, settings: GroupSettings, *, clock: Callable[[], float], rng: random.Random, tell: Observers) -> Group:
-        deployments = tuple(Deployment(item, settings, clock=clock, rng=rng, tell=tell) for item in settings.deployments)
+    def _group(self, settings: GroupSettings, rng: random.Random) -> Group:
+        deployments = tuple(
+            Deployment(
+                item,
+                settings,
+                clock=self._clock,
+                rng=rng,
+                tell=self._tell,
+                picture=self._picture,
+                limits=self._limits,
+            )
+            for item in settings.deployments
+        )
         cls = cast(Callable[..., Strategy], settings.strategy.cls)
         # Each strategy draws from a generator of its own, so that one group's choices do not depend on another's traffic.
         strategy = cls(settings.strategy.options, rng=random.Random(rng.getrandbits(64)))

@@ -119,6 +119,10 @@ def secrets_of(settings: Settings) -> Iterator[str]:
     """Yield every secret of a configuration, for ``Redactor.register``."""
     if settings.server.master_key is not None:
         yield settings.server.master_key.reveal()
+    if settings.fleet is not None:
+        for secret in (settings.fleet.password, settings.fleet.sentinel_password):
+            if secret is not None:
+                yield secret.reveal()
     for group in settings.groups.values():
         for deployment in group.deployments:
             for secret in (deployment.api_key, deployment.azure_ad_token):

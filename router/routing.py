@@ -19,13 +19,13 @@ import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import tenacity
 
 from router.breaker import BreakerState
 from router.errors import BadHandshake, NoDeploymentAvailable, Overloaded, RateLimited, RouterError, TimedOut, UpstreamError
-from router.events import Attempt, Observers
+from router.events import Attempt, Observers, TurnedAway
 from router.pool import MAX_RETRY_AFTER_S, Deployment, Group, Lease, Pool
 from router.providers import error_kind
 from router.providers.base import Forward
@@ -49,6 +49,13 @@ class Opened:
     deployment: Deployment
     lease: Lease
     upstream: Upstream
+
+
+class Admission(Protocol):
+    """Grants places on deployments whose ``max_sessions`` holds across the fleet."""
+
+    async def admit(self, lease: Lease) -> bool:
+        """Return whether the session of a lease may dial; what it took goes back with the lease."""
 
 
 class _PassFailed(Exception):
@@ -86,6 +93,7 @@ class Search:
         self.deadline = started + group.settings.total_timeout_s
         self.attempts: list[Attempt] = []  # those that have ended
         self.under_way: dict[str, tuple[Deployment, float]] = {}  # the others: when their dial began, by deployment's id
+        self.full: set[str] = set()  # the fleet had no place there
         self.dials = 0
         self.redials = 0  # number of the pass, counted from 0
         self.tried: set[str] = set()  # in this pass
@@ -141,6 +149,7 @@ class Routing:
         tell: observers.
         clock: monotonic seconds.
         rng: for back-off jitter.
+        admission: asked before a deployment with ``max_sessions`` is dialled; ``None``: the process's own count is all there is.
     """
 
     def __init__(
@@ -153,8 +162,10 @@ class Routing:
         tell: Observers,
         clock: Callable[[], float],
         rng: random.Random,
+        admission: Admission | None = None,
     ) -> None:
         self._pool = pool
+        self._admission = admission
         self._dialer = dialer
         self._budget = budget
         self._tasks = tasks
@@ -341,6 +352,11 @@ class Routing:
         started = self._clock()
         settings = deployment.settings
         try:
+            if self._admission is not None and settings.max_sessions is not None:
+                if not await self._admission.admit(lease):
+                    self._turned_away(search, deployment, lease)
+                    return None
+                started = self._clock()
             upstream = await self._dialer.dial(
                 settings, forward, max_message_bytes=search.group.settings.relay.max_message_bytes
             )
@@ -377,6 +393,14 @@ class Routing:
             lease.release()
             return None
         return Opened(deployment=deployment, lease=lease, upstream=upstream)
+
+    def _turned_away(self, search: Search, deployment: Deployment, lease: Lease) -> None:
+        """The fleet has no place there: as if it had been full when this session chose."""
+        lease.turned_away()
+        search.under_way.pop(deployment.id, None)
+        search.full.add(deployment.id)
+        search.dials -= 1
+        self._tell(TurnedAway(session=search.session, deployment=deployment.id, group=deployment.settings.group))
 
     def _ended(self, search: Search, deployment: Deployment, outcome: Outcome, seconds: float, detail: str) -> None:
         attempt = Attempt(
@@ -418,7 +442,8 @@ class Routing:
             obstacle = deployment.obstacle()
             verdict = search.verdicts.get(deployment.id)
             wait_s = deployment.available_in_s()
-            if obstacle in _LIMITED or (verdict is not None and verdict.outcome is Outcome.RATE_LIMITED):
+            told = verdict is not None and verdict.outcome is Outcome.RATE_LIMITED
+            if told or obstacle in _LIMITED or deployment.id in search.full:
                 limited_s.append(wait_s)
             elif wait_s:
                 ejected_s.append(wait_s)

@@ -38,6 +38,11 @@ class Tasks:
         return len(self._running)
 
     @property
+    def closed(self) -> bool:
+        """Whether it takes no more tasks."""
+        return self._closed
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the tasks that have not ended, sorted."""
         return tuple(sorted(task.get_name() for task in self._running))

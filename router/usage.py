@@ -9,6 +9,8 @@ from typing import Any, Final
 # Beyond this a number from outside is not a count of tokens.
 _MOST: Final = 10**12
 _MOST_SECONDS: Final = 10**6
+# Limits in one report; there are two kinds.
+_MOST_LIMITS: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,3 +112,26 @@ def transcription_usage(usage: Mapping[str, Any]) -> Usage:
         transcription_input_audio=_count(inputs.get("audio_tokens")),
         transcription_output=made,
     )
+
+
+def tightest_limit(limits: object) -> tuple[float, float] | None:
+    """Read ``rate_limits.updated``'s ``rate_limits`` (PROTOCOL §3): requests and tokens, each with what remains of how much.
+
+    Returns:
+        The share that is used up of the one that is used up most, 0 to 1, and the seconds until that one is whole again.
+        ``None``: there is no usable one.
+    """
+    if not isinstance(limits, list):
+        return None
+    known = [known for item in limits[:_MOST_LIMITS] if (known := _limit(item)) is not None]
+    return max(known, default=None)
+
+
+def _limit(item: object) -> tuple[float, float] | None:
+    if not isinstance(item, Mapping):
+        return None
+    most = _count(item.get("limit"))
+    remaining = item.get("remaining")
+    if not most or isinstance(remaining, bool) or not isinstance(remaining, int | float) or remaining != remaining:
+        return None
+    return 1.0 - min(max(remaining, 0), most) / most, _seconds(item.get("reset_seconds"))

@@ -45,11 +45,17 @@ class Board:
         """Enter places in turn, each while fewer than its limit are held."""
         return [self._acquire(item, now_s) for item in wanted]
 
-    def _acquire(self, item: Wanted, now_s: float) -> bool:
-        held = self._places.setdefault(item.deployment, {})
+    def places(self, deployment: str, *, now_s: float) -> frozenset[str]:
+        """Return the places that are held on a deployment."""
+        held = self._places.get(deployment, {})
         for place, ends in list(held.items()):
             if not now_s < ends <= now_s + PLACE_TTL_S:
                 del held[place]
+        return frozenset(held)
+
+    def _acquire(self, item: Wanted, now_s: float) -> bool:
+        self.places(item.deployment, now_s=now_s)
+        held = self._places.setdefault(item.deployment, {})
         if item.place not in held and len(held) >= item.limit:
             return False
         held[item.place] = now_s + PLACE_TTL_S
@@ -64,6 +70,20 @@ class Board:
             if not held:
                 self._places.pop(deployment, None)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._shares.clear()
+        self._places.clear()
+
     def remove(self, member: str) -> None:
         """A member has ended. Its places stay until their time is up, unless it gave them back."""
         self._shares.pop(member, None)
+
+    def evict(self, member: str) -> None:
+        """A member has died, and nobody will give its places back: they go with its share. Their names begin with its own."""
+        self._shares.pop(member, None)
+        for deployment, held in list(self._places.items()):
+            for place in [place for place in held if place.startswith(f"{member}:")]:
+                del held[place]
+            if not held:
+                del self._places[deployment]

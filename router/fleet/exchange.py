@@ -13,6 +13,10 @@ from typing import Protocol
 from router.fleet.picture import Vector
 
 
+class ExchangeError(RuntimeError):
+    """The exchange could not be reached, refused, or gave no sound answer. The message is fit for a log: no secret is in it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heard:
     """The answer to a beat.
@@ -51,7 +55,7 @@ class Exchange(Protocol):
         """Seconds between two beats."""
 
     async def beat(self, share: Mapping[str, Vector], renew: Mapping[str, Sequence[str]]) -> Heard:
-        """Publish this process's whole share for ``board.SHARE_TTL_S``, and the places that it holds for another ``board.PLACE_TTL_S``.
+        """Publish this process's whole share for ``board.SHARE_TTL_S``, and renew places for ``board.PLACE_TTL_S``.
 
         Args:
             share: its picture of itself; what it published before is replaced.
@@ -59,7 +63,7 @@ class Exchange(Protocol):
         """
 
     async def acquire(self, wanted: Sequence[Wanted]) -> Sequence[bool]:
-        """Enter places in turn; each is granted while fewer than its limit are held. One that is held already is granted again."""
+        """Enter places in turn; each is granted while fewer than its limit are held, or when it is held already."""
 
     async def release(self, places: Mapping[str, Sequence[str]]) -> None:
         """Give places back, by deployment; unknown ones are nothing."""

@@ -1,11 +1,12 @@
 """What a process says of itself and what it hears of the others. Pure: the clock is handed in.
 
-A share is a mapping of names to vectors of numbers. Names are ``d:`` and a deployment's id, or ``k:`` and a virtual key's name. Vectors
-add up position by position (``FIELDS``), but for the positions of ``MAXIMA``, of which the highest counts. So the sum of the others can be made
-wherever it is cheapest, and processes of different versions of the program add up as long as fields are only appended.
+A share is a mapping of names to vectors of numbers. Names are ``d:`` and a deployment's id, or ``k:`` and a virtual key's
+name. Vectors add up position by position (``FIELDS``), but for the positions of ``MAXIMA``, of which the highest counts. So
+the sum of the others can be made wherever it is cheapest, and processes of different versions of the program add up as long
+as fields are only appended.
 
-Everything heard comes from outside and is taken as hostile: a name that is too long, a number that is none, negative or beyond
-``MOST`` is left out.
+Everything heard comes from outside and is taken as hostile: a name that is too long, a number that is none, negative or
+beyond ``MOST`` is left out.
 """
 
 from __future__ import annotations

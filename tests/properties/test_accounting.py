@@ -51,6 +51,7 @@ class Books:
             on_usage=self.bills.append,
             on_first_audio=lambda seconds: None,
             on_trouble=lambda code, kind: None,
+            on_limits=lambda spent, seconds: None,
             on_tick=lambda now: None,
         )
 

@@ -58,12 +58,14 @@ class Books:
         self.bills: list[Usage] = []
         self.first_audio: list[float] = []
         self.troubles: list[tuple[str, str]] = []
+        self.limits: list[tuple[float, float]] = []
         self.ticks: list[float] = []
         self.it = Accounting(
             clock=self.clock,
             on_usage=self.bills.append,
             on_first_audio=self.first_audio.append,
             on_trouble=lambda code, kind: self.troubles.append((code, kind)),
+            on_limits=lambda spent, seconds: self.limits.append((spent, seconds)),
             on_tick=self.ticks.append,
         )
 

@@ -150,6 +150,7 @@ class Bench:
             on_usage=lambda usage: None,
             on_first_audio=lambda seconds: None,
             on_trouble=lambda code, kind: None,
+            on_limits=lambda spent, seconds: None,
             on_tick=lambda now: None,
         )
         limits = RelaySettings(**settings)

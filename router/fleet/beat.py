@@ -1,0 +1,270 @@
+"""The beat: once a second a process publishes its whole share and hears what the others hold.
+
+Nobody waits for it but itself, so an exchange that is frozen, gone, full or insane costs a session nothing: the picture
+grows old, and strategies trust it less (``strategies.base.Freshness``). What an exchange answers is only believed in a row:
+
+- After a failure, or a jump of the exchange's clock, it may be another server, or the same one empty, and the others seem to
+  hold nothing until each of them has published again. The first answer is then only a sign of life; the second one counts.
+- The same after a time without beats of this process's own (it was stopped, its host slept): its entry has ended meanwhile,
+  and its neighbours may have done so too.
+
+Beats are a little irregular, so that replicas that start together do not stay together. After a burst of new sessions one
+comes early, in the place of the next: the others hear of the burst sooner, and the number of calls stays that of the
+seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, Literal
+
+from router.breaker import BreakerState
+from router.events import FleetBeat, Notice, Observers
+from router.fleet.board import SHARE_TTL_S
+from router.fleet.exchange import Exchange, Heard
+from router.fleet.gate import Gate
+from router.fleet.picture import MAXIMA, MOST, Picture, Vector, vector
+from router.pool import Deployment
+from router.tasks import Tasks
+
+#: Sessions begun since the last beat that make the next one come early ...
+BURST: Final = 32
+#: ... though not sooner after the last one than this share of the interval, and once in so many beats.
+_EARLIEST: Final = 0.25
+_BEATS_BETWEEN_EARLY: Final = 5
+_JITTER: Final = 0.05
+# Of a beat as a whole, connecting included; far above what the exchanges allow themselves.
+_BEAT_TIMEOUT_S: Final = 3.0
+# The exchange's clock and ours may part by so much between two beats.
+_CLOCK_TOLERANCE_S: Final = 2.0
+# Failures in a row before the log says so, and the least time between two such lines: a server that comes and goes
+# every few seconds must not fill the log.
+_FAILURES_TOLD: Final = 2
+_SILENCE_BETWEEN_LINES_S: Final = 60.0
+_LEAVE_TIMEOUT_S: Final = 0.3
+
+Mode = Literal["fresh", "ageing", "local"]
+
+
+class Fleet:
+    """This process as a member of a fleet.
+
+    Args:
+        exchange: carries shares and places.
+        member: this process's name there, fresh at each start: an old life's entry is another member's.
+        deployments: what there is to tell of, asked at each beat.
+        keys: virtual key's name → its sessions here.
+        picture: what is heard goes there.
+        on_loss: what becomes of hard limits while the exchange is away.
+        tasks: owner of the beat.
+        tell: observers.
+        clock: monotonic seconds.
+        rng: for the jitter.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        *,
+        member: str,
+        deployments: Callable[[], Iterable[Deployment]],
+        keys: Callable[[], Mapping[str, int]],
+        picture: Picture,
+        on_loss: Literal["open", "closed"],
+        tasks: Tasks,
+        tell: Observers,
+        clock: Callable[[], float],
+        rng: random.Random,
+    ) -> None:
+        self.member = member
+        self.picture = picture
+        self.gate = Gate(
+            exchange,
+            picture=picture,
+            member=member,
+            on_loss=on_loss,
+            tasks=tasks,
+            clock=clock,
+            on_failure=self._gate_failed,
+        )
+        #: Set when the first beat was answered, or was not.
+        self.joined = asyncio.Event()
+        self._exchange = exchange
+        self._deployments = deployments
+        self._keys = keys
+        self._tasks = tasks
+        self._tell = tell
+        self._clock = clock
+        self._rng = rng
+        self._begun = 0  # sessions since the last beat
+        self._early = asyncio.Event()
+        self._since_early = _BEATS_BETWEEN_EARLY
+        # Answers in a row that can be believed; 0 after whatever breaks the row.
+        self._row = 0
+        self._failures = 0
+        self._heard: Heard | None = None
+        self._asked_at = -math.inf  # the last beat that was answered
+        self._told_lost_at = -math.inf
+        self._told_lost = False
+        self._gate_error: Exception | None = None  # since the last answer
+
+    @property
+    def mode(self) -> Mode:
+        """How far the others are known."""
+        return self.picture.freshness.value
+
+    def begun(self) -> None:
+        """Another session has begun; many of them make a beat come early."""
+        self._begun += 1
+        if self._begun == BURST:
+            self._early.set()
+
+    async def run(self) -> None:
+        """Beat until cancelled."""
+        await self.beat()
+        self.joined.set()
+        due = self._clock() + self._exchange.interval_s * (1 - _JITTER * self._rng.random())
+        while True:
+            due = await self._wait(due)
+            await self.beat()
+
+    async def beat(self) -> bool:
+        """Publish and hear once. Returns whether there was an answer."""
+        self._begun = 0
+        self._early.clear()
+        asked_at = self._clock()
+        if asked_at - self._asked_at > SHARE_TTL_S:
+            self._row = 0
+        if self._row == 0:
+            # Whoever answers now may know nothing of the places that are held.
+            self.gate.forget_entries()
+        renew = self.gate.to_renew()
+        try:
+            async with asyncio.timeout(_BEAT_TIMEOUT_S):
+                heard = await self._exchange.beat(self.share(), renew)
+        except Exception as error:
+            self._tell(FleetBeat(outcome="failed", seconds=self._clock() - asked_at))
+            self._failed(error)
+            return False
+        self._tell(FleetBeat(outcome="answered", seconds=self._clock() - asked_at))
+        self.gate.renewed(renew, asked_at)
+        self._answered(heard, asked_at)
+        return True
+
+    async def leave(self) -> None:
+        """Take this process out of the others' picture, in so far as that is quick; it would vanish by itself."""
+        try:
+            async with asyncio.timeout(_LEAVE_TIMEOUT_S):
+                await self._exchange.leave()
+        except Exception as error:
+            self._tell(Notice(level="debug", event="fleet: not told of the end", facts={"error": error}))
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._exchange.close()
+
+    def share(self) -> Mapping[str, Vector]:
+        """What this process holds. Deployments and keys without anything to tell are left out."""
+        share: dict[str, Vector] = {}
+        for deployment in self._deployments():
+            told = _vector_of(deployment)
+            if any(told):
+                share[f"d:{deployment.id}"] = told
+        for name, sessions in self._keys().items():
+            share[f"k:{name}"] = (*(0,) * MAXIMA, sessions)
+        return share
+
+    # --- when ---------------------------------------------------------------------------------------
+
+    async def _wait(self, due: float) -> float:
+        """Sleep until the next beat, and return when the one behind it is due."""
+        interval_s = self._exchange.interval_s
+        following = due + interval_s * (1 + _JITTER * (2 * self._rng.random() - 1))
+        earliest = self._asked_at + interval_s * _EARLIEST
+        self._since_early += 1
+        while (wait_s := due - self._clock()) > 0:
+            if self._since_early <= _BEATS_BETWEEN_EARLY:
+                await asyncio.sleep(wait_s)
+                continue
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._early.wait()
+            except TimeoutError:
+                continue
+            self._since_early = 0
+            due = min(due, max(earliest, self._clock()))
+        # A beat that took long, or a process that was stopped, does not make up for those it missed.
+        return max(following, self._clock() + interval_s * _EARLIEST)
+
+    # --- what came of it ----------------------------------------------------------------------------
+
+    def _answered(self, heard: Heard, asked_at: float) -> None:
+        if self._heard is not None and self._row > 0:
+            by_theirs = heard.now_s - self._heard.now_s
+            by_ours = asked_at - self._asked_at
+            if abs(by_theirs - by_ours) > _CLOCK_TOLERANCE_S:
+                self._row = 0
+                self.gate.forget_entries()
+        first = self._row == 0
+        if self._gate_error is not None:
+            # Shares come and go, and places do not: a right that is missing, or a server that is too far away.
+            self._lose("fleet: places across the fleet cannot be asked for", self._gate_error)
+            self._gate_error = None
+        self._row += 1
+        self._failures = 0
+        self._heard = heard
+        self._asked_at = asked_at
+        if first:
+            # Not to be trusted yet, but nobody who answered is not there.
+            self.picture.members = max(self.picture.members, heard.members)
+            return
+        self.picture.take(heard.totals, members=heard.members, asked_at=asked_at)
+        if not self.gate.reachable:
+            self.gate.reachable = True
+        self.gate.tell_returns()
+        if self._told_lost:
+            self._told_lost = False
+            self._tell(Notice(level="info", event="fleet: shared state is back", facts={"members": heard.members + 1}))
+
+    def _failed(self, error: Exception) -> None:
+        self._row = 0
+        self._failures += 1
+        self._gate_error = None
+        self.gate.reachable = False
+        if self._failures >= _FAILURES_TOLD:
+            self._lose("fleet: shared state is lost", error)
+
+    def _lose(self, event: str, error: Exception) -> None:
+        now = self._clock()
+        if self._told_lost or now - self._told_lost_at < _SILENCE_BETWEEN_LINES_S:
+            return
+        self._told_lost = True
+        self._told_lost_at = now
+        facts = {"error": error, "meanwhile": "this process goes by its own counts and its part of limits"}
+        self._tell(Notice(level="warning", event=event, facts=facts))
+
+    def _gate_failed(self, error: Exception) -> None:
+        # The beat finds out for itself how things are; until then nobody else waits in vain.
+        self._row = 0
+        self._gate_error = error
+
+
+def _vector_of(deployment: Deployment) -> Vector:
+    ready_s = deployment.ready_s if deployment.was_ready else None
+    audio_s = deployment.first_audio_s
+    return vector(
+        spent=deployment.spent,
+        sessions=deployment.sessions,
+        starts=deployment.started,
+        minute_starts=deployment.starts.used(),
+        # A provider's numbers may be absurd; the others would refuse the whole vector for it.
+        minute_tokens=min(deployment.tokens.used(), MOST),
+        ejected=int(deployment.breaker.state is BreakerState.EJECTED),
+        ready_sum=ready_s or 0.0,
+        ready_count=int(ready_s is not None),
+        first_audio_sum=audio_s or 0.0,
+        first_audio_count=int(audio_s is not None),
+    )
