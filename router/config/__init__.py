@@ -11,6 +11,8 @@ A package rather than one module, because it holds separate things that change f
     sections      environment variables, and pydantic's errors in our words
     deployments   model_list
     groups        strategies, fallbacks, aliases, shared limits
+    redis_url     the URL of a server, its parts
+    fleet         the server through which replicas tell each other what they hold
     loader        a file → Settings
 
 pydantic stays at this edge: the rest of the router sees ``settings`` only. Nothing here needs asyncio or aiohttp.
@@ -27,6 +29,7 @@ from router.config.settings import (
     BreakerSettings,
     DeploymentSettings,
     DeploymentState,
+    FleetSettings,
     GroupSettings,
     HealthCheckSettings,
     KeySettings,
@@ -49,6 +52,7 @@ __all__ = [
     "ConfigError",
     "DeploymentSettings",
     "DeploymentState",
+    "FleetSettings",
     "GroupSettings",
     "HealthCheckSettings",
     "KeySettings",

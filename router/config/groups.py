@@ -22,6 +22,7 @@ from router.config.sections import tell, validate
 from router.config.settings import BreakerSettings, GroupSettings, RelaySettings, StrategySettings
 from router.config.source import Path, printable
 from router.providers.headers import header_name_problem, is_handshake_header
+from strategies.base import is_shared
 
 _ROUTER: Path = ("router_settings",)
 # Client libraries give up after 10 s (websockets, openai, aiohttp).
@@ -33,6 +34,10 @@ _HEADERS_NEVER_FORWARDED = frozenset(
     proxy-authorization set-cookie x-api-key x-access-token x-amz-security-token x-auth-token x-goog-api-key
     """.split()
 )
+# Counts of one process in the midst of others are seldom what was meant. LiteLLM's name counts in Redis where there is one, and a
+# group that names no strategy is given the same; whoever writes ``least-connections`` gets that.
+_SHARED_LEAST = "shared-least-connections"
+_LITELLM_LEAST = "least-busy"
 # The router's own: it has consumed them, or sets them itself.
 _QUERY_NEVER_FORWARDED = frozenset({"api-key", "api_key", "call_id", "deployment", "model"})
 _RELAY: Mapping[str, Any] = {item.name: item.default for item in dataclasses.fields(RelaySettings)}
@@ -44,11 +49,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sections:
-    """The checked sections that shape groups."""
+    """The checked sections that shape groups.
+
+    Attributes:
+        router: ``router_settings``.
+        groups: ``groups``, by name.
+        litellm: ``litellm_settings``.
+        shared: there are other processes with which this one shares what it counts.
+    """
 
     router: RouterSettings
     groups: Mapping[str, Group]
     litellm: LitellmSettings
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +82,7 @@ class Aliases:
 def build_groups(entries: Entries, sections: Sections, aliases: Aliases, report: Report) -> dict[str, GroupSettings]:
     """Return the groups by name, in the order of their first deployment."""
     fallbacks = _Fallbacks(entries, sections, aliases, report)
-    resolver = _Strategies(report)
+    resolver = _Strategies(report, shared=sections.shared)
     _check_layer(sections.router, _ROUTER, report)
     for name, group in sections.groups.items():
         _check_layer(group, ("groups", name), report)
@@ -324,8 +337,10 @@ class _Fallbacks:
 class _Strategies:
     """Resolves names to classes and options, and tells the faults of one place once."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, *, shared: bool) -> None:
         self._report = report
+        self._shared = shared
+        self._default = _SHARED_LEAST if shared else strategies.DEFAULT
         self._known: dict[Path, StrategySettings] = {}
 
     def resolve(self, group: str, own: Group, router: RouterSettings) -> StrategySettings:
@@ -333,7 +348,7 @@ class _Strategies:
         path: Path = ("groups", group)
         name, raw, name_path, args_path = own.routing_strategy, own.routing_strategy_args, path, path
         if name is None:
-            name, name_path = router.routing_strategy or strategies.DEFAULT, _ROUTER
+            name, name_path = router.routing_strategy or self._default, _ROUTER
         # Options belong to the strategy beside which they stand; a group that names another one does not inherit them.
         if raw is None and (own.routing_strategy is None or own.routing_strategy == router.routing_strategy):
             raw, args_path = router.routing_strategy_args, _ROUTER
@@ -346,15 +361,16 @@ class _Strategies:
 
     def _resolve(self, name: str, raw: Mapping[str, object], path: Path, args_path: Path) -> StrategySettings:
         report = self._report
-        default = StrategySettings(name=strategies.DEFAULT, cls=strategies.get(strategies.DEFAULT), options=_default_options())
+        default = _with_defaults(self._default)
+        meant = _SHARED_LEAST if name == _LITELLM_LEAST and self._shared else name
         try:
-            cls = strategies.get(name)
+            cls = strategies.get(meant)
         except strategies.StrategyNotAvailable:
             report.warn(
                 path,
                 f"{quoted(name)}, which this version does not have",
                 "another strategy",
-                f"{strategies.DEFAULT} is used",
+                f"{self._default} is used",
             )
             return default
         except strategies.UnknownStrategy as exc:
@@ -364,7 +380,13 @@ class _Strategies:
         except strategies.InvalidStrategy as exc:
             report.error(path, f"{quoted(name)}, which cannot be used", "a strategy", printable(exc.reason, 200))
             return default
-        canonical = strategies.canonical_name(name)
+        canonical = strategies.canonical_name(meant)
+        if is_shared(cls) and not self._shared:
+            plain = canonical.removeprefix("shared-")
+            hint = f"{plain!r} goes by the counts of this process alone" if plain in strategies.known_names() else ""
+            expected = "router_settings.redis, or general_settings.workers above 1"
+            report.error(path, f"{quoted(name)} without redis or workers", expected, hint)
+            return default
         options = dict(raw)
         if canonical != name:
             for key in sorted(LITELLM_STRATEGY_OPTIONS & options.keys()):
@@ -409,9 +431,9 @@ class _Strategies:
         self._report.error(path, "options that the strategy refuses", printable(message, 200) or "other options")
 
 
-def _default_options() -> object:
-    options: object = strategies.options_of(strategies.get(strategies.DEFAULT))()
-    return options
+def _with_defaults(name: str) -> StrategySettings:
+    cls = strategies.get(name)
+    return StrategySettings(name=name, cls=cls, options=strategies.options_of(cls)())
 
 
 def _hints(kind: type[Any]) -> Mapping[str, Any]:

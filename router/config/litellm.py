@@ -132,9 +132,7 @@ COUNTERPARTS: Mapping[tuple[str, str], str] = {
 
 # Designed, and part of a later version.
 LATER_KEYS: Mapping[str, frozenset[str]] = {
-    "router_settings": frozenset(
-        "redis redis_url redis_host redis_port redis_password redis_username redis_db redis_ssl resume dialects".split()
-    ),
+    "router_settings": frozenset("resume dialects".split()),
     "groups": frozenset("resume dialects".split()),
     "general_settings": frozenset({"drain"}),
 }

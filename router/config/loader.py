@@ -5,15 +5,18 @@ from __future__ import annotations
 import ipaddress
 import os
 import stat
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from router.config.deployments import Entries, read_entries
+from router.config.fleet import SERVER_KEYS, read_fleet
 from router.config.groups import Aliases, Sections, build_groups, find_group, read_aliases
 from router.config.report import Report, describe, quoted
+from router.config.rules import MOST_WORKERS
 from router.config.schema import File, GeneralSettings, Group, LitellmSettings, RouterSettings, VirtualKey
 from router.config.sections import Environment, Ignored, check_section
 from router.config.settings import KeySettings, ListenSettings, Secret, ServerSettings, Settings
@@ -28,6 +31,8 @@ _WELL_KNOWN_KEYS = frozenset(
 _SHORT_KEY = 16
 # What ``Call.principal`` says for sessions without a virtual key.
 _RESERVED_NAMES = frozenset({"master", "anonymous"})
+# Read once: what a type checker knows of the system it runs on must not decide what it sees of this module.
+_PLATFORM: Final[str] = sys.platform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,14 +131,17 @@ def _load(text: str, *, file: str, environ: Mapping[str, str], folder: str, host
     raw_groups = _mapping(data.get("groups"), ("groups",), report)
     groups: dict[str, Group] = {name: section(Group, "groups", ("groups", name), raw) for name, raw in raw_groups.items()}
 
+    workers = _workers(general, report)
+    fleet = read_fleet(router, raw=data.get("router_settings"), env=env, report=report, folder=folder)
     entries = read_entries(data.get("model_list"), env=env, ignored=ignored, report=report, folder=folder)
     aliases = Aliases(names={})
     built = {}
     # Without deployments every name in the rest of the file is unknown; saying so would bury the reason.
     if entries.served:
         aliases = read_aliases(router, entries, report)
-        built = build_groups(entries, Sections(router=router, groups=groups, litellm=litellm), aliases, report)
-    server = _server(general, entries, aliases, report, host=host, port=port)
+        shared = fleet is not None or _meant_to_share(general, report)
+        built = build_groups(entries, Sections(router=router, groups=groups, litellm=litellm, shared=shared), aliases, report)
+    server = _server(general, entries, aliases, report, host=host, port=port, workers=workers)
     _tell_misconfigured(entries, report)
     ignored.tell()
     report.raise_if_failed()
@@ -142,6 +150,7 @@ def _load(text: str, *, file: str, environ: Mapping[str, str], folder: str, host
         groups=MappingProxyType(built),
         aliases=MappingProxyType(dict(aliases.names)),
         hidden_aliases=aliases.hidden,
+        fleet=fleet,
     )
     return Loaded(settings=settings, warnings=report.told(report.warnings))
 
@@ -188,6 +197,16 @@ def _tell_misconfigured(entries: Entries, report: Report) -> None:
                 report.warn(fault.path, fault.found, fault.expected, f"deployment {quoted(entry.id)} is out of service")
 
 
+def _meant_to_share(general: GeneralSettings, report: Report) -> bool:
+    """Whether there are to be other processes, however many there are in fact.
+
+    ``auto`` counts on a host with one CPU too: the same file must not be refused there. So do a server and workers with faults of
+    their own, since a strategy that needs them would be their consequence.
+    """
+    told = [("general_settings", "workers"), *(("router_settings", key) for key in SERVER_KEYS)]
+    return general.workers not in (None, 1) or any(report.told_at(path) for path in told)
+
+
 # --- the process ---------------------------------------------------------------------------------
 
 _SAME_NAME = (
@@ -205,8 +224,38 @@ _SAME_NAME = (
 )
 
 
+def _workers(general: GeneralSettings, report: Report) -> int:
+    """Return the number of processes; 1 after an error."""
+    path: Path = ("general_settings", "workers")
+    wanted = general.workers
+    if wanted is None or wanted == 1:
+        return 1
+    if _PLATFORM != "linux":
+        why = "more need fork, and a SO_REUSEPORT that spreads connections as Linux does"
+        if wanted == "auto":
+            report.warn(path, f"auto on {_PLATFORM}, which is read as 1", "1", why)
+        else:
+            report.error(path, f"{wanted} on {_PLATFORM}", "1 on this system", why)
+        return 1
+    return min(_cpus(), MOST_WORKERS) if wanted == "auto" else wanted
+
+
+def _cpus() -> int:
+    """Return the number of CPUs that this process may use, as far as the system says."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _server(
-    general: GeneralSettings, entries: Entries, aliases: Aliases, report: Report, *, host: str | None, port: int | None
+    general: GeneralSettings,
+    entries: Entries,
+    aliases: Aliases,
+    report: Report,
+    *,
+    host: str | None,
+    port: int | None,
+    workers: int,
 ) -> ServerSettings:
     path: Path = ("general_settings",)
     values: dict[str, Any] = {key: getattr(general, key) for key in _SAME_NAME if getattr(general, key) is not None}
@@ -217,6 +266,7 @@ def _server(
         trusted_proxies=tuple(dict.fromkeys(general.trusted_proxies or ())),
         allowed_origins=tuple(dict.fromkeys(general.allowed_origins or ())),
         default_model=_default_model(general.default_model, (*path, "default_model"), entries, aliases, report),
+        workers=workers,
         **values,
     )
     _check_general(general, server, path, report)
@@ -239,8 +289,6 @@ def _default_model(name: str | None, path: Path, entries: Entries, aliases: Alia
 def _check_general(general: GeneralSettings, server: ServerSettings, path: Path, report: Report) -> None:
     if general.master_key is not None:
         _check_master_key(general.master_key, (*path, "master_key"), report)
-    if general.workers is not None and general.workers > 1:
-        report.warn((*path, "workers"), f"{general.workers}, which has no effect in this version", "1")
     for index, proxy in enumerate(general.trusted_proxies or ()):
         if proxy in ("0.0.0.0/0", "::/0"):
             report.warn(

@@ -24,7 +24,10 @@ _SECRET_KEY = re.compile(
 )
 # Their values are names and numbers in spite of the word in the key.
 _HARMLESS_KEYS = frozenset(
-    {"trusted_proxies", "forward_headers", "forward_query", "metrics_auth", "azure_ad_token_file", "client_key"}
+    """
+    trusted_proxies forward_headers forward_query metrics_auth azure_ad_token_file client_key on_redis_loss redis_ca_file
+    redis_client_cert redis_client_key redis_db redis_port redis_prefix redis_ssl
+    """.split()
 )
 _SECRET_LOOK = re.compile(
     r"sk-[\w-]{8,}|xai-\w{16,}|ek_\w{8,}|bearer\s|basic\s|://[^/\s]*@|[?&][^=\s]*(?:key|token|sig)[^=\s]*=|-----BEGIN"

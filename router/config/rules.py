@@ -20,6 +20,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from router.config import redis_url
 from router.config.report import FromEnvironment
 from router.config.settings import ListenSettings
 from router.proxies import proxy_problem
@@ -28,6 +29,8 @@ from router.proxies import proxy_problem
 UNFIT = "unfit"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _DEFAULT_PORT = 4000
+#: Processes of one router.
+MOST_WORKERS = 1024
 
 
 class Unfit(ValueError):
@@ -249,12 +252,21 @@ class Credential(Text):
 
     def check(self, text: str) -> object:
         """Return the credential."""
-        if re.match(r"\$\{?\w+\}?$|os\.(environ|getenv)|\{\{|env[.:/]", text):
-            raise Unfit(
-                f"{self.what} itself, or os.environ/NAME for an environment variable", "no other way to name a variable is known"
-            )
+        _refuse_variable(text, self.what)
         if not all("!" <= char <= "~" for char in text):
             raise Unfit(f"{self.what} of visible ASCII characters without spaces")
+        return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Password(Text):
+    """A password that goes nowhere near HTTP: any characters on one line."""
+
+    what: str = "a password"
+
+    def check(self, text: str) -> object:
+        """Return the password."""
+        _refuse_variable(text, self.what)
         return text
 
 
@@ -324,6 +336,59 @@ class Address(Rule):
         if not 0 <= port <= 65535:
             raise Unfit(self.expected)
         return port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host(Text):
+    """A host alone: a name or an IP address, IPv6 with or without brackets."""
+
+    what: str = "the name of a host or an IP address"
+    limit: int = 255
+
+    def check(self, text: str) -> object:
+        """Return the host, without brackets."""
+        try:
+            return redis_url.host(text)
+        except redis_url.UnfitUrl as exc:
+            raise Unfit(exc.expected, exc.hint) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyPrefix(Text):
+    """What the names of keys in Redis start with. It stands in braces there, as a cluster's hash tag, so it holds none."""
+
+    what: str = "1 to 64 visible ASCII characters without { and }"
+    limit: int = 64
+
+    def check(self, text: str) -> object:
+        """Return the prefix."""
+        if not all("!" <= char <= "~" and char not in "{}" for char in text):
+            raise Unfit(self.what)
+        return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers(Number):
+    """A number of processes, or ``auto``."""
+
+    low: float = 1
+    high: float = MOST_WORKERS
+    whole: bool = True
+
+    def parse(self, value: object) -> object:
+        """Return an ``int``, or the text ``auto``."""
+        if isinstance(value, str) and value.strip().lower() == "auto":
+            return "auto"
+        try:
+            # By name: slots make another class of this one, which the short form of super() does not know.
+            return super(Workers, self).parse(value)
+        except Unfit as exc:
+            raise Unfit(f"{exc.expected}, or auto", exc.hint) from None
+
+    def json(self) -> dict[str, Any]:
+        """A number, a word, a variable or nothing."""
+        number = super(Workers, self).json()
+        return {"anyOf": [number, {"enum": ["auto"]}, {"type": "string", "pattern": r"^os\.environ/"}, {"type": "null"}]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -425,6 +490,12 @@ class ProxyUrl(Text):
         if problem is not None:
             raise Unfit(problem.partition(", expected ")[2] or self.what)
         return text
+
+
+def _refuse_variable(text: str, what: str) -> None:
+    """Refuse what asks for a variable in the way of some other program."""
+    if re.match(r"\$\{?\w+\}?$|os\.(environ|getenv)|\{\{|env[.:/]", text):
+        raise Unfit(f"{what} itself, or os.environ/NAME for an environment variable", "no other way to name a variable is known")
 
 
 def _is_ip(text: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from router.config.litellm import LATER_KEYS, LITELLM_KEYS, MODEL_INFO_KEYS
+from router.config.redis_url import HIGHEST_DB
 from router.config.rules import (
     Address,
     Choice,
@@ -20,13 +21,17 @@ from router.config.rules import (
     Digest,
     Flag,
     HeaderValue,
+    Host,
+    KeyPrefix,
     Moment,
     Name,
     Network,
     Number,
     Origin,
+    Password,
     ProxyUrl,
     Text,
+    Workers,
 )
 from router.config.settings import ListenSettings, ReadyRule
 
@@ -91,10 +96,14 @@ class Params(Section):
     ] = None
     weight: Annotated[float | None, Number(low=0, above=True, high=1e6), _says("Share within the group. Default 1.")] = None
     order: Annotated[int | None, Number(low=-1000, high=1000, whole=True), _says("Lower is tried first. Default 0.")] = None
-    max_sessions: Annotated[int | None, _COUNT, _says("Most sessions at once. Default: no limit.")] = None
+    max_sessions: Annotated[int | None, _COUNT, _says("Most sessions at once, in the whole fleet. Default: no limit.")] = None
     max_parallel_requests: Annotated[int | None, _COUNT, _says("LiteLLM's name for max_sessions.")] = None
-    rpm: Annotated[int | None, Number(low=1, high=1e9, whole=True, text=True), _says("Sessions started a minute.")] = None
-    tpm: Annotated[int | None, Number(low=1, high=1e12, whole=True, text=True), _says("Tokens a minute.")] = None
+    rpm: Annotated[
+        int | None, Number(low=1, high=1e9, whole=True, text=True), _says("Sessions started a minute, in the whole fleet.")
+    ] = None
+    tpm: Annotated[int | None, Number(low=1, high=1e12, whole=True, text=True), _says("Tokens a minute, in the whole fleet.")] = (
+        None
+    )
     ready: Annotated[ReadyRule | None, Choice.of(ReadyRule), _says("What proves that an upstream works.")] = None
     ready_grace_s: Annotated[float | None, _DIAL_SECONDS, _says("ready auto: silence that counts as ready. Default 1.")] = None
     connect_timeout_s: Annotated[float | None, _DIAL_SECONDS, _says("TCP, TLS and upgrade. Default 2.")] = None
@@ -137,7 +146,9 @@ class Entry(Section):
 class GroupKeys(Section):
     """What ``router_settings`` sets for all groups and ``groups.NAME`` for one."""
 
-    routing_strategy: Annotated[str | None, Name(what="a strategy's name"), _says("Default least-connections.")] = None
+    routing_strategy: Annotated[
+        str | None, Name(what="a strategy's name"), _says("Default least-connections, shared in a fleet.")
+    ] = None
     routing_strategy_args: Annotated[dict[str, Any] | None, _says("Options of the strategy.")] = None
     num_retries: Annotated[
         int | None,
@@ -224,6 +235,37 @@ class RouterSettings(GroupKeys):
     model_group_alias: Annotated[
         dict[str, Any] | None, _says("Other names: {ALIAS: GROUP} or {ALIAS: {model: GROUP, hidden: true}}.")
     ] = None
+    redis: Annotated[str | None, Text(what="a URL"), _says("Redis or Valkey server by which replicas balance as one.")] = None
+    redis_url: Annotated[str | None, Text(what="a URL"), _says("LiteLLM's name for redis.")] = None
+    redis_host: Annotated[str | None, Host(), _says("The server by its host, in the place of a URL.")] = None
+    redis_port: Annotated[
+        int | None, Number(low=1, high=65535, whole=True, text=True), _says("Beside redis_host. Default 6379.")
+    ] = None
+    redis_db: Annotated[
+        int | None,
+        Number(low=0, high=HIGHEST_DB, whole=True, text=True),
+        _says("Database, beside redis_host. Default 0."),
+    ] = None
+    redis_ssl: Annotated[bool | None, Flag(), _says("TLS, beside redis_host. Default false.")] = None
+    redis_username: Annotated[str | None, Password(what="a user's name"), _says("ACL user. Default: the server's own.")] = None
+    redis_password: Annotated[str | None, Password(), _says("The server's password, usually os.environ/NAME.")] = None
+    redis_sentinel_username: Annotated[
+        str | None, Password(what="a user's name"), _says("ACL user of the sentinels. Default: their own.")
+    ] = None
+    redis_sentinel_password: Annotated[str | None, Password(), _says("Password of the sentinels. Default: none.")] = None
+    redis_ca_file: Annotated[
+        str | None, Text(what="a file"), _says("PEM file of authorities to trust. Default: the system's.")
+    ] = None
+    redis_client_cert: Annotated[str | None, Text(what="a file"), _says("PEM file of a client certificate.")] = None
+    redis_client_key: Annotated[str | None, Text(what="a file"), _says("PEM file of its key, if not in redis_client_cert.")] = (
+        None
+    )
+    redis_prefix: Annotated[str | None, KeyPrefix(), _says("What all keys start with. Default realtime-router.")] = None
+    on_redis_loss: Annotated[
+        Literal["open", "closed"] | None,
+        Choice.of(Literal["open", "closed"]),
+        _says("max_sessions without the server: each process its part, or nothing. Default open."),
+    ] = None
 
 
 class LitellmSettings(Section):
@@ -253,9 +295,9 @@ class GeneralSettings(Section):
     keys: Annotated[list[VirtualKey] | None, _says("Virtual keys, stored as hashes.")] = None
     listen: Annotated[ListenSettings | None, Address(), _says("HOST:PORT. Default 127.0.0.1:4000.")] = None
     ops_listen: Annotated[ListenSettings | None, Address(), _says("HOST:PORT for metrics, admin and dashboard.")] = None
-    workers: Annotated[int | None, Number(low=1, high=1024, whole=True), _says("Processes. More than 1 has no effect yet.")] = (
-        None
-    )
+    workers: Annotated[
+        int | Literal["auto"] | None, Workers(), _says("Processes on one address; auto: one a CPU. Default 1.")
+    ] = None
     trusted_proxies: Annotated[list[Annotated[str, Network(item=True)]] | None, _says("Proxies whose X-Forwarded-* count.")] = (
         None
     )
@@ -268,8 +310,8 @@ class GeneralSettings(Section):
     ] = None
     expose_routing: Annotated[bool | None, Flag(), _says("Tell clients which deployment they got. Default false.")] = None
     metrics_auth: Annotated[bool | None, Flag(), _says("/metrics needs a key. Default false.")] = None
-    max_sessions: Annotated[int | None, _COUNT, _says("Most sessions in the process. Default 10000.")] = None
-    max_pending: Annotated[int | None, _COUNT, _says("Most handshakes under way. Default 1000.")] = None
+    max_sessions: Annotated[int | None, _COUNT, _says("Most sessions of a process. Default 10000.")] = None
+    max_pending: Annotated[int | None, _COUNT, _says("Most handshakes of a process. Default 1000.")] = None
     handshake_timeout_s: Annotated[float | None, _DIAL_SECONDS, _says("From accept to a whole request. Default 10.")] = None
     retry_budget_ratio: Annotated[float | None, Number(low=0, high=10), _says("Dials again per session start. Default 0.2.")] = (
         None

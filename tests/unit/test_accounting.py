@@ -13,6 +13,7 @@ from router.accounting import (
     CLIENT_TYPES,
     COLLECTED,
     OTHER,
+    RATE_LIMITS_UPDATED,
     TRANSCRIPTION_COMPLETED,
     UPSTREAM_TYPES,
     Accounting,
@@ -384,3 +385,52 @@ def test_usage_adds_up_and_shows_only_what_it_has() -> None:
     assert not Usage()
     assert total
     assert json.loads(json.dumps(total.as_dict())) == total.as_dict()
+
+
+# --- the provider's limits -----------------------------------------------------------------------
+
+
+def limits(*items: Any) -> dict[str, Any]:
+    """A ``rate_limits.updated``."""
+    return {"type": RATE_LIMITS_UPDATED, "event_id": "e", "rate_limits": list(items)}
+
+
+def test_the_tightest_of_the_reported_limits_is_told() -> None:
+    """The share that is used up of the one that is used up most, and when it is whole again."""
+    books = Books()
+    books.upstream(
+        limits(
+            {"name": "requests", "limit": 100, "remaining": 90, "reset_seconds": 5},
+            {"name": "tokens", "limit": 50_000, "remaining": 10_000, "reset_seconds": 12.5},
+        )
+    )
+    assert books.limits == [(pytest.approx(0.8), 12.5)]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": RATE_LIMITS_UPDATED},
+        limits(),
+        limits(None, 7, "x", [], {}),
+        limits({"limit": 0, "remaining": 0}),
+        limits({"limit": -5, "remaining": 1}),
+        limits({"limit": True, "remaining": 1}),
+        limits({"limit": 10, "remaining": "many"}),
+        limits({"limit": 10}),
+        {"type": RATE_LIMITS_UPDATED, "rate_limits": {"limit": 10, "remaining": 1}},
+    ],
+)
+def test_a_report_without_a_usable_limit_tells_nothing(event: dict[str, Any]) -> None:
+    """Whatever stands there, nothing is raised and nothing is made up."""
+    books = Books()
+    books.upstream(event)
+    assert books.limits == []
+
+
+@pytest.mark.parametrize(("remaining", "spent"), [(-3, 1.0), (10**9, 0.0), (5, 0.5), (0, 1.0), (1e300, 0.0)])
+def test_what_remains_is_kept_within_the_limit(remaining: float, spent: float) -> None:
+    """More than everything is everything, less than nothing is nothing."""
+    books = Books()
+    books.upstream(limits({"limit": 10, "remaining": remaining, "reset_seconds": 1}))
+    assert books.limits == [(spent, 1)]

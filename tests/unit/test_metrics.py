@@ -17,11 +17,14 @@ from router import events
 from router.accounting import KNOWN_TYPES
 from router.breaker import BreakerState
 from router.config.settings import BreakerSettings, DeploymentSettings, GroupSettings, StrategySettings
+from router.fleet.beat import Fleet
+from router.fleet.picture import Picture
 from router.metrics import PREFIX, STATES, Metrics, end_code
-from router.pool import Deployment
+from router.pool import Alone, Deployment
 from router.retry import Outcome, Verdict
 from router.usage import USAGE_FIELDS, Usage
 from tests.helpers.clock import ManualClock
+from tests.helpers.fleets import World
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 FAILED = Verdict(outcome=Outcome.TIMEOUT, blames=True, transient=True)
@@ -47,7 +50,15 @@ def deployment_of(
     strategy = StrategySettings(name="first", cls=object, options=None)
     owner = GroupSettings(name=group, deployments=(one,), strategy=strategy, breaker=BreakerSettings(allowed_fails=1))
     clock = ManualClock() if clock is None else clock
-    return Deployment(one, owner, clock=clock, rng=random.Random(1), tell=events.Observers())
+    return Deployment(
+        one,
+        owner,
+        clock=clock,
+        rng=random.Random(1),
+        tell=events.Observers(),
+        picture=Picture(clock),
+        limits=Alone(),
+    )
 
 
 def attempt_of(outcome: str = "ready", *, deployment: str = "d1", seconds: float = 0.25) -> events.Attempt:
@@ -105,6 +116,8 @@ EVERY_EVENT: tuple[events.Event, ...] = (
     events.CooledDown(deployment="d1", group="voice", seconds=5.0),
     events.ConfigAlarm(deployment="d1", group="voice", detail="error event before ready"),
     events.Probed(deployment="d1", group="voice", outcome="ready", seconds=0.3),
+    events.TurnedAway(session="s", deployment="d1", group="voice"),
+    events.FleetBeat(outcome="answered", seconds=0.002),
     events.Notice(level="error", event="task failed"),
 )
 
@@ -143,12 +156,20 @@ def test_every_kind_of_event_is_in_the_examples() -> None:
     assert {type(event) for event in EVERY_EVENT} == set(typing.get_args(events.Event))
 
 
+def fleet_of() -> Fleet:
+    """A fleet of two that was heard just now."""
+    fleet = World(1).processes[0].fleet
+    fleet.picture.take({}, members=1, asked_at=fleet._clock())
+    return fleet
+
+
 def filled(metrics: Metrics) -> None:
     """Let everything happen once."""
     deployment = deployment_of(max_sessions=3, rpm=10, tpm=1000)
     deployment.ready(deployment.lease(), 0.25)
     deployment.first_audio(0.5)
     metrics.watch(lambda: [deployment])
+    metrics.watch_fleet(fleet_of())
     for event in EVERY_EVENT:
         metrics(event)
     metrics.config_loaded(1, epoch_s=1.7e9)
@@ -514,3 +535,26 @@ def test_labels_are_of_the_sets_that_are_documented(metrics: Metrics) -> None:
         metrics(event)
     assert lines_with(metrics, odd) == []
     assert len(lines_with(metrics, '"other"')) > 5
+
+
+def test_a_fleet_shows_its_mode_and_members(metrics: Metrics, registry: CollectorRegistry) -> None:
+    """Fresh with the others counted, local and without an age once the picture is too old; nothing where there is no fleet."""
+    assert value(registry, "fleet_members") is None
+    world = World(1)
+    fleet = world.processes[0].fleet
+    metrics.watch_fleet(fleet)
+    fleet.picture.take({}, members=2, asked_at=world.clock())
+    assert value(registry, "fleet_members") == 3
+    assert value(registry, "fleet_mode", mode="fresh") == 1
+    assert value(registry, "fleet_mode", mode="local") == 0
+    world.advance(60)
+    assert value(registry, "fleet_mode", mode="local") == 1
+    assert value(registry, "fleet_picture_age_seconds") == 60
+    fleet.picture.drop()
+    assert value(registry, "fleet_picture_age_seconds") is None
+    metrics(events.FleetBeat(outcome="failed", seconds=0.1))
+    metrics(events.FleetBeat(outcome="of a later version", seconds=0.1))
+    assert value(registry, "fleet_beats_total", outcome="failed") == 1
+    assert value(registry, "fleet_beats_total", outcome="other") == 1
+    metrics(events.TurnedAway(session="s", deployment="d1", group="voice"))
+    assert value(registry, "deployment_turned_away_total", group="voice", deployment="d1") == 1

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from router.events import Admitted, ConfigAlarm, CooledDown, Ejected, Event, Observers
+from router.fleet.picture import vector
 from router.pool import Deployment, Pool
 from router.retry import Outcome, Verdict
 from tests.helpers.clock import ManualClock
+from tests.helpers.fleets import Process
+from tests.helpers.fleets import World as Fleets
 from tests.helpers.running import MODEL, config_of, deployment_of, load_config
 
 BASE = "http://127.0.0.1:9/v1"
@@ -229,3 +232,86 @@ def test_hidden_aliases_work_and_are_not_listed() -> None:
         group = pool.find(name)
         assert group is not None and group.settings.name == MODEL
     assert pool.find("other") is None
+
+
+# --- limits of a fleet ---------------------------------------------------------------------------
+
+
+def heard(world: Fleets, process: Process, **told: float) -> None:
+    """Let a process hear that others hold this of ``d0``."""
+    process.fleet.picture.take({"d:d0": vector(**told)}, members=2, asked_at=world.clock())
+
+
+def test_limits_a_minute_hold_for_the_fleet() -> None:
+    """Starts and tokens of other processes count, and while they are unknown each process has its part."""
+    world = Fleets(1, rpm=30, tpm=900)
+    process = world.processes[0]
+    deployment = process.deployment()
+    heard(world, process, minute_starts=29)
+    assert deployment.eligible()
+    process.lease()
+    assert deployment.obstacle() == "rate_limited"
+    heard(world, process, minute_tokens=900)
+    assert deployment.obstacle() == "rate_limited"
+    heard(world, process, minute_tokens=899)
+    assert deployment.obstacle() == ""
+    world.advance(30)
+    assert deployment.elsewhere.sessions == 0
+    for _ in range(9):
+        assert deployment.obstacle() == ""
+        process.lease()
+    assert deployment.obstacle() == "rate_limited", "10 of 30, for there are three"
+
+
+def test_when_there_will_be_room_again() -> None:
+    """The wait is that of the limit that is in the way; where others alone fill it, nobody here knows."""
+    world = Fleets(1, rpm=30, tpm=900)
+    process = world.processes[0]
+    deployment = process.deployment()
+    for _ in range(10):
+        process.lease()
+    heard(world, process, minute_starts=20)
+    wait_s = deployment.available_in_s()
+    assert wait_s is not None and 55 < wait_s <= 62
+    heard(world, process, minute_starts=30)
+    assert deployment.available_in_s() is None
+
+
+def test_headroom_is_that_of_the_tightest_limit() -> None:
+    """Configured limits with the others' use, and what the provider reported, here or elsewhere, until it is over."""
+    world = Fleets(1, rpm=100, tpm=1000)
+    process = world.processes[0]
+    deployment = process.deployment()
+    assert deployment.headroom == 1.0
+    deployment.tokens.add(100)
+    heard(world, process, minute_tokens=200, minute_starts=10)
+    assert deployment.headroom == pytest.approx(0.7)
+    assert deployment.minute_tokens == 300
+    assert deployment.minute_starts == 10
+    deployment.reported(0.8, 20)
+    assert deployment.headroom == pytest.approx(0.2)
+    heard(world, process, spent=0.9)
+    assert deployment.headroom == pytest.approx(0.1)
+    heard(world, process)
+    world.advance(21)
+    heard(world, process)
+    assert deployment.headroom == pytest.approx(0.9)
+
+
+def test_without_limits_there_is_no_headroom_to_compare() -> None:
+    """A deployment without any limit has none left and none used, until its provider reports one."""
+    world = Fleets(1)
+    deployment = world.processes[0].deployment()
+    assert deployment.headroom is None
+    deployment.reported(0.25, 10_000)
+    assert deployment.headroom == 0.75
+    world.advance(61)
+    assert deployment.headroom is None, "a report is not believed for longer than a minute"
+
+
+@pytest.mark.parametrize(("spent", "seconds"), [(float("nan"), 1), (-1, 1), (1.5, 1), (0.5, float("nan")), (0.5, -1)])
+def test_a_report_that_makes_no_sense_is_ignored(spent: float, seconds: float) -> None:
+    """Providers' numbers are taken as hostile."""
+    deployment = Fleets(1).processes[0].deployment()
+    deployment.reported(spent, seconds)
+    assert deployment.headroom is None

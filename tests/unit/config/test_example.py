@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from router.config import GroupSettings, Settings, json_schema, load, load_text
+from router.config import FleetSettings, GroupSettings, Settings, json_schema, load, load_text
 from router.config.litellm import LATER_KEYS
 from router.config.schema import NO_EFFECT
+from router.fleet import scripts
 from tests.unit.config.helpers import ENVIRON, EXAMPLE
 
 TEXT = EXAMPLE.read_text(encoding="utf-8")
@@ -19,15 +21,20 @@ TEXT = EXAMPLE.read_text(encoding="utf-8")
 OFF = re.compile(r"^(?P<indent>[ ]*)#(?P<line>(?:[ ]{2,})?(?:- )?['\"*\w]+:(?:\s.*)?)$", re.MULTILINE)
 # Of these pairs one excludes the other.
 SECOND_NAMES = ("base_url", "max_parallel_requests", "azure_ad_token_file", "azure_ad_token_command")
+# The ways to name a server of a fleet, and what goes with only one of them.
+BY_URL, BY_OTHER_URL = ("redis",), ("redis_url",)
+BY_HOST = ("redis_host", "redis_port", "redis_db", "redis_ssl")
+BY_SENTINELS = ("redis_sentinel_username", "redis_sentinel_password")
+FILES = re.compile(r"\bcerts/[\w.-]+")
 
 
-def switched_on(*, defaults_only: bool = False) -> str:
-    """The example with the keys on that are switched off, or only with those that show their default."""
+def switched_on(*, defaults_only: bool = False, but: Iterable[str] = SECOND_NAMES) -> str:
+    """The example with the keys on that are switched off, or only with those that show their default; but for some keys."""
 
     def switch(match: re.Match[str]) -> str:
         line = match["line"]
         key = line.strip().removeprefix("- ").partition(":")[0]
-        if key in SECOND_NAMES:
+        if key in but:
             return match[0]
         if defaults_only and (line.endswith("e.g.") or line.startswith(" ")):
             return match[0]
@@ -91,11 +98,31 @@ def test_every_key_is_in_the_example_and_every_key_of_it_exists() -> None:
     assert documented - known == set(), "not in the schema"
 
 
-def test_the_example_loads_with_everything_switched_on() -> None:
+@pytest.mark.parametrize(
+    ("but", "url", "kind"),
+    [
+        pytest.param((*BY_OTHER_URL, *BY_HOST, *BY_SENTINELS), "", "single", id="redis"),
+        pytest.param((*BY_URL, *BY_HOST, *BY_SENTINELS), "", "single", id="redis_url"),
+        pytest.param((*BY_URL, *BY_OTHER_URL, *BY_SENTINELS), "", "single", id="redis_host"),
+        pytest.param((*BY_OTHER_URL, *BY_HOST), "rediss+sentinel://h/main", "sentinel", id="sentinels"),
+    ],
+)
+def test_the_example_loads_with_everything_switched_on(tmp_path: Path, but: tuple[str, ...], url: str, kind: str) -> None:
     """No key that it shows has a value that is refused; what then warns is known."""
-    result = load_text(switched_on(), environ=ENVIRON)
+    text = switched_on(but=(*SECOND_NAMES, *but))
+    text = re.sub(r"^  redis: \S+", f"  redis: {url}", text, flags=re.MULTILINE) if url else text
+    # The server's files need TLS, which by the host is off unless it is switched on.
+    text = text.replace("redis_ssl: false", "redis_ssl: true")
+    for name in FILES.findall(text):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    result = load(tmp_path / "config.yaml", environ=ENVIRON)
     deployments = [each for group in result.settings.groups.values() for each in group.deployments]
-    assert [each.state for each in deployments] == ["misconfigured", "ready", "ready", "ready"]  # its files are not there
+    assert [each.state for each in deployments] == ["ready"] * 4
+    fleet = result.settings.fleet
+    assert fleet is not None and (fleet.kind, fleet.tls, fleet.username) == (kind, True, "router")
+    assert (fleet.prefix, fleet.on_loss) == (FleetSettings().prefix, FleetSettings().on_loss)
     for warning in result.warnings:
         place, found = warning.path, warning.found
         assert "no effect in this version" in found or "does not exist" in found or "azure_ad_token" in place, str(warning)
@@ -112,7 +139,7 @@ def test_defaults_are_what_the_example_says() -> None:
             )
             for group in settings.groups.values()
         )
-        return settings.server, groups
+        return settings.server, groups, settings.fleet
 
     text = switched_on(defaults_only=True)
     changed = len(text.splitlines()) and sum(a != b for a, b in zip(text.splitlines(), TEXT.splitlines(), strict=True))
@@ -129,6 +156,14 @@ def test_every_plain_default_is_shown_in_the_example() -> None:
         assert callable(owner)
         for name, value in dataclasses.asdict(owner()).items():
             assert value is None or spelt.get(name, name) in shown, name
+
+
+def test_the_example_names_the_commands_that_the_server_must_allow() -> None:
+    """An operator writes the ACL from it, and a command that is missing there would keep the fleet apart."""
+    used = set(re.findall(r"redis\.call\('([A-Z]+)'", Path(scripts.__file__).read_text(encoding="utf-8")))
+    assert len(used) > 5
+    (told,) = re.findall(r"# (EVALSHA EVAL [A-Z ]+),", TEXT)
+    assert used - set(told.split()) == set()
 
 
 @pytest.mark.parametrize("word", ["unit", "default", "trap"])

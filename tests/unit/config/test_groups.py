@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from types import ModuleType
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from router.config import GroupSettings
+import strategies
+from router.config import GroupSettings, loader
 from strategies import affinity, fastest, least_connections
 from tests.unit.config.helpers import ONE, deployments, loaded, problem, problems
 
@@ -179,12 +181,24 @@ def test_litellms_names_are_aliases() -> None:
     assert [warning.path for warning in result.warnings] == ["router_settings.routing_strategy_args.ttl"]
 
 
-@pytest.mark.parametrize("name", ["usage-based-routing", "usage-based-routing-v2", "cost-based-routing"])
-def test_an_alias_without_its_strategy_warns_and_uses_the_default(name: str) -> None:
+@pytest.mark.parametrize(("more", "default"), [("", "least-connections"), (", redis_host: h", "shared-least-connections")])
+def test_an_alias_without_its_strategy_warns_and_uses_the_default(more: str, default: str) -> None:
     """A LiteLLM file loads; its options are not looked at."""
-    result = loaded(ONE + f"router_settings: {{routing_strategy: {name}, routing_strategy_args: {{rpm: 1}}}}")
-    assert result.settings.groups["voice"].strategy.name == "least-connections"
-    assert len(result.warnings) == 1
+    settings = f"routing_strategy: cost-based-routing, routing_strategy_args: {{rpm: 1}}{more}"
+    result = loaded(ONE + f"router_settings: {{{settings}}}")
+    assert result.settings.groups["voice"].strategy.name == default
+    (warning,) = result.warnings
+    assert warning.hint == f"{default} is used"
+
+
+@pytest.mark.parametrize("name", ["usage", "usage-based-routing", "usage-based-routing-v2"])
+@pytest.mark.parametrize("more", ["", ", redis_host: h"])
+def test_litellms_names_for_usage(name: str, more: str) -> None:
+    """With a server and without: it uses what it hears, and needs nobody."""
+    args = "" if name == "usage" else ", routing_strategy_args: {ttl: 60}"
+    result = loaded(ONE + f"router_settings: {{routing_strategy: {name}{args}{more}}}")
+    assert result.settings.groups["voice"].strategy.name == "usage"
+    assert len(result.warnings) == (name != "usage")
 
 
 @pytest.mark.parametrize(
@@ -224,6 +238,117 @@ def test_options_belong_to_the_strategy_beside_them() -> None:
     assert same.options == group(text).strategy.options
     own = problem(text + "groups: {other: {routing_strategy_args: {cost: x}}}")
     assert own.path == "groups.other.routing_strategy_args.cost"
+
+
+# Ways to say that there are other processes, of which each makes the same difference.
+TOGETHER = [
+    pytest.param("router_settings: {redis: 'redis://h'%s}\n", id="redis"),
+    pytest.param("router_settings: {redis_host: h%s}\n", id="redis_host"),
+    pytest.param("router_settings: {stagger_s: 1%s}\ngeneral_settings: {workers: 2}\n", id="workers"),
+    pytest.param("router_settings: {stagger_s: 1%s}\ngeneral_settings: {workers: auto}\n", id="auto"),
+]
+ALONE = [
+    pytest.param("router_settings: {stagger_s: 1%s}\n", id="nothing"),
+    pytest.param("router_settings: {stagger_s: 1%s}\ngeneral_settings: {workers: 1}\n", id="one worker"),
+]
+
+
+@pytest.fixture
+def linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that can have workers, on a host with one CPU, wherever the tests run."""
+
+    def one(process: int) -> set[int]:
+        return {process}
+
+    monkeypatch.setattr(loader, "_PLATFORM", "linux")
+    monkeypatch.setattr(os, "sched_getaffinity", one, raising=False)
+
+
+@pytest.mark.usefixtures("linux")
+@pytest.mark.parametrize("settings", TOGETHER)
+@pytest.mark.parametrize(
+    ("strategy", "name"),
+    [
+        ("", "shared-least-connections"),
+        ("least-busy", "shared-least-connections"),
+        ("shared-least-connections", "shared-least-connections"),
+        ("redis-least-connections", "shared-least-connections"),
+        ("shared-round-robin", "shared-round-robin"),
+        ("least-connections", "least-connections"),
+        ("round-robin", "round-robin"),
+    ],
+)
+def test_strategies_where_there_are_other_processes(settings: str, strategy: str, name: str) -> None:
+    """The default and LiteLLM's ``least-busy`` count all of them; a plain name that is written counts one."""
+    text = TWO + settings % (f", routing_strategy: {strategy}" if strategy else "")
+    result = loaded(text)
+    assert {built.strategy.name for built in result.settings.groups.values()} == {name} and not result.warnings
+    built = result.settings.groups["voice"].strategy
+    assert built.cls is strategies.get(name) and isinstance(built.options, strategies.options_of(strategies.get(name)))
+    inner = loaded(text + "groups: {other: {routing_strategy: least-busy}}").settings.groups
+    assert (inner["voice"].strategy.name, inner["other"].strategy.name) == (name, "shared-least-connections")
+
+
+@pytest.mark.parametrize("settings", ALONE)
+@pytest.mark.parametrize("strategy", ["", "least-busy", "least-connections"])
+def test_strategies_of_a_process_alone(settings: str, strategy: str) -> None:
+    """There is nobody to hear of."""
+    built = group(ONE + settings % (f", routing_strategy: {strategy}" if strategy else "")).strategy
+    assert (built.name, built.cls) == ("least-connections", least_connections.LeastConnections)
+
+
+@pytest.mark.parametrize("settings", ALONE)
+@pytest.mark.parametrize(
+    ("strategy", "plain"),
+    [
+        ("shared-least-connections", "'least-connections'"),
+        ("redis-least-connections", "'least-connections'"),
+        ("shared-round-robin", "'round-robin'"),
+    ],
+)
+def test_a_shared_strategy_without_other_processes_is_an_error(settings: str, strategy: str, plain: str) -> None:
+    """It would balance by what it never hears; told once, where it is written, with the strategy that needs nobody."""
+    found = problem(TWO + settings % f", routing_strategy: {strategy}")
+    assert (found.path, found.found) == ("router_settings.routing_strategy", f"'{strategy}' without redis or workers")
+    assert "router_settings.redis" in found.expected and "general_settings.workers" in found.expected
+    assert found.hint.startswith(plain)
+    inner = problem(TWO + settings % "" + f"groups: {{other: {{routing_strategy: {strategy}}}}}")
+    assert inner.path == "groups.other.routing_strategy"
+
+
+@pytest.mark.usefixtures("linux")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "router_settings: {redis: nonsense%s}\n",
+        "router_settings: {redis_host: os.environ/NOT_SET%s}\n",
+        "router_settings: {redis: 'redis://h', redis_url: 'redis://h'%s}\n",
+        "router_settings: {stagger_s: 1%s}\ngeneral_settings: {workers: many}\n",
+    ],
+)
+def test_a_faulty_server_is_not_reported_as_none(settings: str) -> None:
+    """Its own problem is enough."""
+    assert "routing_strategy" not in problem(TWO + settings % ", routing_strategy: shared-round-robin").path
+
+
+@pytest.mark.parametrize(("shared", "fits"), [(True, False), (False, True)])
+def test_a_third_partys_class_may_need_other_processes(shared: bool, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so as the built-in ones do; no plain name is known for it."""
+
+    class Mine(least_connections.LeastConnections):
+        """Goes by what all processes hold, or says nothing of the kind."""
+
+    Mine.shared = shared  # type: ignore[attr-defined]  # what a class body would say
+    module = ModuleType("third_party_strategy")
+    module.Mine = Mine  # type: ignore[attr-defined]  # a module made by hand
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    text = ONE + "router_settings: {routing_strategy: 'third_party_strategy:Mine'%s}"
+    assert group(text % ", redis_host: h").strategy.cls is Mine
+    if fits:
+        assert group(text % "").strategy.cls is Mine
+        return
+    found = problem(text % "")
+    assert found.found == "'third_party_strategy:Mine' without redis or workers" and not found.hint
 
 
 def test_a_third_partys_class_and_its_complaints(monkeypatch: pytest.MonkeyPatch) -> None:

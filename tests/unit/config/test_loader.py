@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import router.config
-from router.config import ConfigError, ListenSettings, ServerSettings, load, load_text
+from router.config import ConfigError, FleetSettings, ListenSettings, Secret, ServerSettings, load, load_text, loader
 from tests.unit.config.helpers import ENVIRON, ONE, ROOT, deployments, loaded, only, problem, problems
 
 # Word for word what has to be accepted unchanged.
@@ -62,8 +62,9 @@ router_settings:
   model_group_alias: {gpt-4: gpt-4o, voice: {model: realtime, hidden: true}}
   fallbacks: [{gpt-4o: [claude]}, {realtime: [claude]}]
   context_window_fallbacks: [{gpt-4o: [claude]}]
-  redis_host: os.environ/NOT_HERE
-  redis_port: os.environ/NOT_HERE
+  redis_host: os.environ/REDIS_HOST
+  redis_port: os.environ/REDIS_PORT
+  redis_password: os.environ/REDIS_PASSWORD
   num_retries: 2
   enable_pre_call_checks: true
 litellm_settings:
@@ -102,15 +103,17 @@ def test_the_reference_configuration_runs_with_one_of_its_keys() -> None:
 
 def test_a_whole_litellm_file_loads() -> None:
     """The realtime group works, and everything else is named in a warning."""
-    result = loaded(LITELLM_FILE)
+    result = loaded(LITELLM_FILE, REDIS_HOST="redis", REDIS_PORT="6379")
     deployment = only(result)
     assert (deployment.group, deployment.max_sessions, deployment.timeout_s) == ("realtime", 20, 600.0)
     group = result.settings.groups["realtime"]
-    assert (group.num_retries, group.fallbacks, group.strategy.name) == (2, (), "least-connections")
+    assert (group.num_retries, group.fallbacks, group.strategy.name) == (2, (), "usage")
+    assert result.settings.fleet == FleetSettings(nodes=(("redis", 6379),), password=Secret(ENVIRON["REDIS_PASSWORD"]))
     assert dict(result.settings.aliases) == {"voice": "realtime"}
     told = [warning.path for warning in result.warnings]
     assert told.count("model_list[0].model_info.mode") == 1
-    assert {"router_settings.redis_host", "general_settings.database_url", "litellm_settings.cache"} <= set(told)
+    assert {"general_settings.database_url", "litellm_settings.cache"} <= set(told)
+    assert not any("redis" in path for path in told)
 
 
 def test_places_for_anchors_are_ignored() -> None:
@@ -212,7 +215,7 @@ def test_every_setting_of_the_process_arrives() -> None:
         + ", listen: '0.0.0.0:80', ops_listen: 9000, trusted_proxies: [10.0.0.0/8, 10.0.0.0/8], allowed_origins: ['https://a.example'],"
         " default_model: voice, handshake_errors: close, expose_routing: true, metrics_auth: true, max_sessions: 5,"
         " max_pending: 6, handshake_timeout_s: 7, retry_budget_ratio: 0, retry_budget_min_per_s: 0, log_format: json,"
-        " log_level: DEBUG"
+        " log_level: DEBUG, workers: 3"
     )
     assert built == ServerSettings(
         listen=ListenSettings(host="0.0.0.0", port=80),
@@ -231,6 +234,7 @@ def test_every_setting_of_the_process_arrives() -> None:
         retry_budget_min_per_s=0.0,
         log_format="json",
         log_level="debug",
+        workers=3,
     )
     assert built.master_key is not None and built.master_key.reveal() == ENVIRON["MASTER_KEY"]
 
@@ -360,6 +364,11 @@ def test_a_key_for_a_group_that_is_not_served_warns() -> None:
         ("max_sessions: 0", "max_sessions"),
         ("max_sessions: 1e3", "max_sessions"),
         ("workers: 0", "workers"),
+        ("workers: 1025", "workers"),
+        ("workers: 1.5", "workers"),
+        ("workers: '2'", "workers"),
+        ("workers: many", "workers"),
+        ("workers: true", "workers"),
         ("log_level: loud", "log_level"),
         ("allowed_origins: [example.com]", "allowed_origins[0]"),
         ("allowed_origins: 'https://a.example'", "allowed_origins"),
@@ -380,13 +389,67 @@ def test_a_wrong_setting_of_the_process_is_an_error(settings: str, path: str) ->
         ("trusted_proxies: [0.0.0.0/0]", "trusted_proxies[0]"),
         ("trusted_proxies: ['::/0']", "trusted_proxies[0]"),
         ("metrics_auth: true", "metrics_auth"),
-        ("workers: 2", "workers"),
     ],
 )
 def test_a_doubtful_setting_of_the_process_warns(settings: str, path: str) -> None:
     """It is legal, and seldom what was meant."""
     (warning,) = loaded(ONE + f"general_settings: {{{settings}}}").warnings
     assert warning.path == f"general_settings.{path}"
+
+
+# --- workers -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system on which several processes can share an address, wherever the tests run."""
+    monkeypatch.setattr(loader, "_PLATFORM", "linux")
+
+
+@pytest.mark.usefixtures("linux")
+@pytest.mark.parametrize(("workers", "number"), [("1", 1), ("2", 2), ("1024", 1024), ("os.environ/WORKERS", 4), ("", 1)])
+def test_a_number_of_workers(workers: str, number: int) -> None:
+    """As it is written, or as a variable says; one without the key."""
+    result = loaded(ONE + f"general_settings: {{workers: {workers}}}", WORKERS="4")
+    assert result.settings.server.workers == number and result.settings.fleet is None and not result.warnings
+
+
+@pytest.mark.usefixtures("linux")
+@pytest.mark.parametrize("spelt", ["auto", "AUTO", "os.environ/WORKERS"])
+def test_as_many_workers_as_cpus(spelt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that this process may use; where the system does not say, those that there are; never more than are allowed."""
+    text = ONE + f"general_settings: {{workers: {spelt}}}"
+
+    def may_use(number: int) -> object:
+        def affinity(process: int) -> set[int]:
+            assert process == 0
+            return set(range(number))
+
+        return affinity
+
+    def unknown() -> None:
+        """The operating system does not say."""
+
+    for cpus in (1, 6):
+        monkeypatch.setattr(os, "sched_getaffinity", may_use(cpus), raising=False)
+        assert loaded(text, WORKERS="auto").settings.server.workers == cpus
+    monkeypatch.setattr(os, "sched_getaffinity", may_use(5000), raising=False)
+    assert loaded(text, WORKERS="auto").settings.server.workers == 1024
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", unknown)
+    assert loaded(text, WORKERS="auto").settings.server.workers == 1
+
+
+def test_workers_where_the_system_cannot_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number is an error that says why; ``auto`` means one there, and says so."""
+    monkeypatch.setattr(loader, "_PLATFORM", "darwin")
+    found = problem(ONE + "general_settings: {workers: 2}")
+    assert (found.path, found.found, found.expected) == ("general_settings.workers", "2 on darwin", "1 on this system")
+    assert "SO_REUSEPORT" in found.hint and "fork" in found.hint
+    assert server("workers: 1").workers == 1
+    result = loaded(ONE + "general_settings: {workers: auto}")
+    (warning,) = result.warnings
+    assert result.settings.server.workers == 1 and "read as 1" in warning.found
 
 
 def test_a_default_model_may_be_an_alias() -> None:

@@ -45,6 +45,10 @@ def test_a_harmless_value_is_shown(value: object, path: tuple[str, ...], shown: 
         ("general_settings", "keys", 0, "sha256"),
         ("router_settings", "redis_password"),
         ("router_settings", "redis"),
+        ("router_settings", "redis_url"),
+        ("router_settings", "redis_host"),
+        ("router_settings", "redis_username"),
+        ("router_settings", "redis_sentinel_password"),
         ("environment_variables", "ANYTHING"),
     ],
 )

@@ -58,7 +58,8 @@ def test_own_providers_are_not_foreign() -> None:
 
 def test_groups_take_everything_that_router_settings_does_for_a_group() -> None:
     """What has a default for all groups can be overridden for one."""
-    for_all_only = {"default_fallbacks", "model_group_alias"}
+    for_all_only = {"default_fallbacks", "model_group_alias", "on_redis_loss"}
+    for_all_only |= {key for key in RouterSettings.model_fields if key.startswith("redis")}
     assert RouterSettings.model_fields.keys() - for_all_only == Group.model_fields.keys()
     assert GroupKeys.model_fields.keys() >= OFF_BY_NULL
 
@@ -171,6 +172,10 @@ def test_the_schema_takes_what_the_loader_takes() -> None:
         (("model_list", 0, "model_name"), 5),
         (("router_settings", "fallbacks"), {"a": ["b"]}),
         (("general_settings", "listen"), 1.5),
+        (("general_settings", "workers"), "many"),
+        (("general_settings", "workers"), 0),
+        (("router_settings", "redis_port"), 65536),
+        (("router_settings", "on_redis_loss"), "shut"),
         (("nonsense",), 1),
     ],
 )
@@ -186,10 +191,21 @@ def test_the_schema_refuses_what_the_loader_refuses(place: tuple[str | int, ...]
     assert not _accepts(document, schema, schema)
 
 
+@pytest.mark.parametrize("workers", [4, "auto", "os.environ/WORKERS", None])
+def test_the_schema_takes_workers_in_all_their_forms(workers: object) -> None:
+    """A number and a word, as the loader does."""
+    schema = json_schema()
+    document = {
+        "model_list": [{"model_name": "v", "litellm_params": {"model": "openai/realtime"}}],
+        "general_settings": {"workers": workers},
+    }
+    assert _accepts(document, schema, schema)
+
+
 def test_keys_without_effect_are_marked_in_the_schema() -> None:
     """An editor shows them as deprecated instead of wrong."""
     properties = json_schema()["$defs"]["RouterSettings"]["properties"]
-    assert properties["enable_pre_call_checks"][NO_EFFECT] and properties["redis_host"]["deprecated"]
+    assert properties["enable_pre_call_checks"][NO_EFFECT] and properties["resume"]["deprecated"]
     assert NO_EFFECT not in properties["num_retries"]
 
 
