@@ -35,7 +35,8 @@ BURST: Final = 32
 #: ... though not sooner after the last one than this share of the interval, and once in so many beats.
 _EARLIEST: Final = 0.25
 _BEATS_BETWEEN_EARLY: Final = 5
-_JITTER: Final = 0.05
+# Only ever sooner: a dead process is to be out of everybody's picture one interval after its entry has ended.
+_JITTER: Final = 0.04
 # Of a beat as a whole, connecting included; far above what the exchanges allow themselves.
 _BEAT_TIMEOUT_S: Final = 3.0
 # The exchange's clock and ours may part by so much between two beats.
@@ -182,7 +183,7 @@ class Fleet:
     async def _wait(self, due: float) -> float:
         """Sleep until the next beat, and return when the one behind it is due."""
         interval_s = self._exchange.interval_s
-        following = due + interval_s * (1 + _JITTER * (2 * self._rng.random() - 1))
+        following = due + interval_s * (1 - _JITTER * self._rng.random())
         earliest = self._asked_at + interval_s * _EARLIEST
         self._since_early += 1
         while (wait_s := due - self._clock()) > 0:
