@@ -6,8 +6,8 @@
     await world.beats()
     assert second.deployment("d0").elsewhere.sessions == 1
 
-What is real here: the beat, the gate, pictures, leases, deployments. What stands in: the way between them, so that every fault of it
-can be had at the exact moment.
+What is real here: the beat, the gate, pictures, leases, deployments. What stands in: the way between them, so that every
+fault of it can be had at the exact moment.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from router.events import Event, Observers
 from router.fleet.beat import Fleet
@@ -27,8 +27,8 @@ from router.tasks import Tasks
 from tests.helpers.clock import ManualClock
 from tests.helpers.running import config_of, deployment_of, load_config
 
-#: ``up``: it answers. ``down``: nothing arrives there. ``deaf``: what is asked is done, and the answer is lost. ``frozen``: it neither
-#: answers nor fails.
+#: ``up``: it answers. ``down``: nothing arrives there. ``deaf``: what is asked is done, and the answer is lost. ``frozen``: it
+#: neither answers nor fails.
 Condition = Literal["up", "down", "deaf", "frozen"]
 
 
@@ -175,7 +175,7 @@ class World:
     """
 
     def __init__(
-        self, processes: int = 2, *, deployments: int = 1, on_loss: Literal["open", "closed"] = "open", **params: int
+        self, processes: int = 2, *, deployments: int = 1, on_loss: Literal["open", "closed"] = "open", **params: Any
     ) -> None:
         self.clock = ManualClock()
         self.board_clock = ManualClock(50_000.0)

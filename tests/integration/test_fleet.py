@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -59,9 +61,12 @@ async def replicas(config: dict[str, Any], count: int) -> AsyncIterator[list[Run
 async def acquainted(routers: Sequence[RunningRouter], members: int) -> None:
     """Wait until each has a fresh picture of all others."""
     for router in routers:
-        fleet = router.engine.fleet
-        assert fleet is not None
-        await until(lambda fleet=fleet: fleet.mode == "fresh" and fleet.picture.members == members - 1, every_s=0.02)
+        await until(partial(_knows, router, members - 1), every_s=0.02)
+
+
+def _knows(router: RunningRouter, others: int) -> bool:
+    fleet = router.engine.fleet
+    return fleet is not None and fleet.mode == "fresh" and fleet.picture.members == others
 
 
 @asynccontextmanager
@@ -101,11 +106,11 @@ async def test_three_replicas_balance_as_one(server: RedisServer, simulator: Sim
     """A burst of 400 sessions through one of three replicas, then 400 evenly: no deployment is over 5 % above the mean."""
     sims = [await simulator() for _ in range(4)]
     async with replicas(fleet_config(server, *sims), 3) as routers, clients() as open_many:
-        await open_many(lambda: routers[0].connect(), 400)
+        await open_many(routers[0].connect, 400)
         assert sum(sim.stats.active for sim in sims) == 400
         assert excess(sims, [1, 1, 1, 1]) <= 0.05
         for router in (*routers, *routers):
-            await open_many(lambda router=router: router.connect(), 66)
+            await open_many(router.connect, 66)
         assert sum(sim.stats.active for sim in sims) == 796
         assert excess(sims, [1, 1, 1, 1]) <= 0.05
 
@@ -117,28 +122,28 @@ async def test_weights_hold_for_the_fleet(valkey: RedisServer, simulator: Simula
     weights = [3, 1, 3, 1]
     entries = [deployment_of(sim, id=f"d{index}", weight=weights[index]) for index, sim in enumerate(sims)]
     async with replicas(fleet_config(valkey, *entries, strategy=strategy), 3) as routers, clients() as open_many:
-        await open_many(lambda: routers[0].connect(), 400)
+        await open_many(routers[0].connect, 400)
         for router in routers:
-            await open_many(lambda router=router: router.connect(), 80)
+            await open_many(router.connect, 80)
         assert excess(sims, weights) <= 0.05
 
 
 async def test_a_replica_with_nothing_of_its_own_sees_what_others_hold(valkey: RedisServer, simulator: SimulatorFactory) -> None:
-    """One replica holds all sessions of one deployment; another replica fills the gap, with some restraint, within a few beats."""
+    """One replica holds all sessions of one deployment; another one fills the gap, with restraint, within a few beats."""
     sims = [await simulator() for _ in range(2)]
     config = fleet_config(valkey, *sims)
     async with replicas(config, 2) as (first, second), clients() as open_many:
         first.engine.pool.groups[MODEL].deployments[1].cool_down.start(60)
-        await open_many(lambda: first.connect(), 20)
+        await open_many(first.connect, 20)
         assert [sim.stats.active for sim in sims] == [20, 0]
         seen = second.engine.pool.groups[MODEL].deployments[0]
         await until(lambda: seen.elsewhere.sessions == 20, every_s=0.02)
-        await open_many(lambda: second.connect(), 10)
+        await open_many(second.connect, 10)
         assert [sim.stats.active for sim in sims] == [20, 10]
         # It counts on the other replica to do the same until it hears that it did not.
         for _ in range(2):
             await second.until(FleetBeat, len(second.of(FleetBeat)) + 1)
-            await open_many(lambda: second.connect(), 10)
+            await open_many(second.connect, 10)
         assert excess(sims, [1, 1]) <= 0.05
 
 
@@ -162,17 +167,15 @@ async def test_limits_a_minute_hold_for_the_fleet(valkey: RedisServer, simulator
 
 async def test_a_key_has_its_sessions_once_in_the_fleet(valkey: RedisServer, simulator: SimulatorFactory) -> None:
     """``max_sessions`` of a virtual key counts sessions at all replicas."""
-    from hashlib import sha256
-
     key = "sk-of-a-team-0123456789"
     config = fleet_config(valkey, await simulator())
     config["general_settings"] = {
         "keys": [{"name": "team", "sha256": f"sha256:{sha256(key.encode()).hexdigest()}", "max_sessions": 3}]
     }
     async with replicas(config, 2) as (first, second), clients() as open_many:
-        await open_many(lambda: first.connect(key=key), 2)
+        await open_many(partial(first.connect, key=key), 2)
         await until(lambda: second.engine._picture.sessions_of_key("team") == 2, every_s=0.02)
-        await open_many(lambda: second.connect(key=key), 1)
+        await open_many(partial(second.connect, key=key), 1)
         answer = await second.request("/v1/realtime?model=voice", upgrade=True, key=key)
         assert answer.status == 429
 
@@ -190,7 +193,7 @@ async def sees(router: RouterProcess) -> dict[str, int]:
 
 def dial(router: RouterProcess) -> Callable[[], Any]:
     """A client of a replica."""
-    return lambda: connect(router.url(MODEL), proxy=None, compression=None)
+    return partial(connect, router.url(MODEL), proxy=None, compression=None)
 
 
 async def test_the_counts_and_places_of_a_killed_replica_end(
@@ -306,13 +309,13 @@ async def test_a_server_in_trouble_is_not_felt(valkey: RedisServer, simulator: S
     entries = [deployment_of(sim, id=f"d{index}") for index, sim in enumerate(sims)]
     entries[0]["litellm_params"]["max_sessions"] = 1000
     async with replicas(fleet_config(valkey, *entries), 2) as routers, clients() as open_many:
-        running = [ws for router in routers for ws in await open_many(lambda router=router: router.connect(), 10)]
+        running = [ws for router in routers for ws in await open_many(router.connect, 10)]
         async with trouble(valkey):
             await asyncio.gather(*(told_lost(router) for router in routers))
             for ws in running:
                 assert (await run_turn(ws))[-1] == "response.done"
             for router in routers:
-                await open_many(lambda router=router: router.connect(), 60)
+                await open_many(router.connect, 60)
             assert excess(sims, [1, 1, 1, 1]) <= 0.10
             assert all(router.engine.fleet is not None and not router.engine.fleet.gate.reachable for router in routers)
         beats = [len([beat for beat in router.of(FleetBeat) if beat.outcome == "answered"]) for router in routers]
@@ -329,19 +332,22 @@ async def test_a_server_in_trouble_is_not_felt(valkey: RedisServer, simulator: S
         assert not [record for router in routers for record in router.records]
         truth = sum(sim.stats.active for sim in sims)
         for router in routers:
-            deployments = router.engine.pool.groups[MODEL].deployments
-            await until(lambda d=deployments: sum(each.sessions + each.elsewhere.sessions for each in d) == truth, every_s=0.02)
+            await until(partial(_sees, router, truth), every_s=0.02)
+
+
+def _sees(router: RunningRouter, sessions: int) -> bool:
+    return sum(each.sessions + each.elsewhere.sessions for each in router.engine.pool.deployments) == sessions
 
 
 async def test_a_server_without_memory_is_not_felt(server: RedisServer, simulator: SimulatorFactory) -> None:
     """Whether such a server answers or refuses, sessions begin, go on and balance, and it is known again two beats after."""
     sims = [await simulator() for _ in range(4)]
     async with replicas(fleet_config(server, *sims, max_sessions=1000), 2) as routers, clients() as open_many:
-        running = [ws for router in routers for ws in await open_many(lambda router=router: router.connect(), 10)]
+        running = [ws for router in routers for ws in await open_many(router.connect, 10)]
         async with out_of_memory(server):
             for router in routers:
                 await router.until(FleetBeat, len(router.of(FleetBeat)) + 3)
-                await open_many(lambda router=router: router.connect(), 60)
+                await open_many(router.connect, 60)
             for ws in running:
                 assert (await run_turn(ws))[-1] == "response.done"
             assert excess(sims, [1, 1, 1, 1]) <= 0.10
@@ -419,13 +425,13 @@ async def test_nothing_outlives_the_fleet(server: RedisServer, simulator: Simula
     """Every key has an end, and those who leave in order take their entries along."""
     sim = await simulator()
     async with replicas(fleet_config(server, sim, max_sessions=10), 2) as routers, clients() as open_many:
-        await open_many(lambda: routers[0].connect(), 5)
-        await until_async(lambda: _has(server, "places"))
+        await open_many(routers[0].connect, 5)
+        await until_async(partial(_has, server, "places"))
         ttls = await server.ttls()
         assert len(ttls) == 3
         assert all(0 < left <= 15_000 for left in ttls.values())
     with contextlib.suppress(TimeoutError):
-        await until_async(lambda: _lacks(server, "members"))
+        await until_async(partial(_lacks, server, "members"))
     assert not [key for key in await server.ttls() if "places" not in key]
 
 
@@ -440,5 +446,5 @@ async def _lacks(server: RedisServer, word: str) -> bool:
 async def until_async(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait until what has to be asked for holds."""
     async with asyncio.timeout(10):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110 (there is no event to wait for)
             await asyncio.sleep(0.05)

@@ -1,9 +1,9 @@
 """A fleet as a state machine: whatever happens to its processes and to what lies between them, quiet heals it.
 
-Processes are started, take sessions with and without hard limits, end them, are killed and stopped; calls are lost on the way there and
-on the way back; the exchange is emptied and its clock jumps. The real beat, gate, pictures and deployments run; only the way between
-them and the clocks are in memory (``tests/helpers/fleets.py``). ``tests/integration/test_redis_link.py`` holds real servers
-against the same board.
+Processes are started, take sessions with and without hard limits, end them, are killed and stopped; calls are lost on the
+way there and on the way back; the exchange is emptied and its clock jumps. The real beat, gate, pictures and deployments
+run; only the way between them and the clocks are in memory (``tests/helpers/fleets.py``).
+``tests/integration/test_redis_link.py`` holds real servers against the same board.
 """
 
 from __future__ import annotations

@@ -23,6 +23,11 @@ def freshness(process: Process) -> Freshness:
     return process.fleet.picture.freshness
 
 
+def mode(process: Process) -> str:
+    """The same, in the fleet's own word."""
+    return process.fleet.mode
+
+
 def notices(process: Process) -> list[str]:
     """What it logged."""
     return [event.event for event in process.events if isinstance(event, Notice)]
@@ -109,9 +114,9 @@ async def test_without_answers_the_picture_ages_and_two_answers_mend_it() -> Non
     first.exchange.condition = "up"
     await second.fleet.beat()
     await first.fleet.beat()
-    assert first.fleet.mode == "local"
+    assert mode(first) == "local"
     await first.fleet.beat()
-    assert first.fleet.mode == "fresh"
+    assert mode(first) == "fresh"
     assert first.deployment().elsewhere.sessions == 1
     assert notices(first) == ["fleet: shared state is lost", "fleet: shared state is back"]
 
@@ -162,9 +167,9 @@ async def test_a_process_that_was_stopped_is_careful() -> None:
     await second.fleet.beat()
     assert first.fleet.mode == "local"
     await first.fleet.beat()
-    assert first.fleet.mode == "local"
+    assert mode(first) == "local"
     await first.fleet.beat()
-    assert first.fleet.mode == "fresh"
+    assert mode(first) == "fresh"
 
 
 async def test_a_dead_process_is_gone_when_its_entry_ends() -> None:
@@ -199,7 +204,7 @@ async def test_a_process_that_ends_says_so() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [OSError("reset"), TimeoutError(), ValueError("garbage"), KeyError("field"), RuntimeError("loop"), MemoryError(), TypeError("x")],
+    [OSError("reset"), TimeoutError(), ValueError("garbage"), KeyError("field"), RuntimeError("loop"), MemoryError()],
 )
 async def test_every_kind_of_exception_is_a_failure(error: Exception) -> None:
     """Whatever an exchange raises, the beat goes on."""
@@ -209,7 +214,7 @@ async def test_every_kind_of_exception_is_a_failure(error: Exception) -> None:
     async def fail(*arguments: Any) -> Any:
         raise error
 
-    process.exchange.beat = fail  # type: ignore[method-assign]
+    setattr(process.exchange, "beat", fail)  # noqa: B010 (a method is replaced on purpose)
     assert not await process.fleet.beat()
     assert not process.fleet.gate.reachable
     assert [event.outcome for event in process.events if isinstance(event, FleetBeat)] == ["failed"]
@@ -221,7 +226,7 @@ async def test_a_server_that_comes_and_goes_does_not_fill_the_log() -> None:
     process = world.processes[0]
     for _ in range(30):
         for condition in ("down", "down", "up", "up"):
-            process.exchange.condition = condition  # type: ignore[assignment]
+            process.exchange.condition = condition
             await process.fleet.beat()
             world.advance(0.45)
     assert notices(process) == ["fleet: shared state is lost", "fleet: shared state is back"]

@@ -188,7 +188,7 @@ async def test_a_place_that_is_given_back_while_it_is_renewed() -> None:
         await process.settled()
         return await real(share, renew)
 
-    process.exchange.beat = slowly  # type: ignore[method-assign]
+    setattr(process.exchange, "beat", slowly)  # noqa: B010 (a method is replaced on purpose)
     await process.fleet.beat()
     await process.settled()
     assert entered(world) == 0
@@ -220,7 +220,7 @@ async def test_a_failure_of_the_exchange_in_the_midst_of_a_batch() -> None:
     async def fail(wanted: Sequence[Wanted]) -> Sequence[bool]:
         raise ValueError("garbage")
 
-    process.exchange.acquire = fail  # type: ignore[method-assign]
+    setattr(process.exchange, "acquire", fail)  # noqa: B010 (a method is replaced on purpose)
     assert await admitted(process, 50) == 50
     assert not process.fleet.gate.reachable
     assert process.failed == []

@@ -97,7 +97,8 @@ def test_trust_goes_by_age() -> None:
     made = picture(clock)
     seen = []
     for _ in range(12):
-        seen.append((made.of("a").freshness, made.of("a").sessions, made.total("a", "minute_tokens"), made.sessions_of_key("team")))
+        held, tokens = made.of("a"), made.total("a", "minute_tokens")
+        seen.append((held.freshness, held.sessions, tokens, made.sessions_of_key("team")))
         clock.advance(1.0)
     fresh, ageing, local = (Freshness.FRESH, 5, 70, 4), (Freshness.AGEING, 5, 70, 4), (Freshness.LOCAL, 0, 0, 0)
     assert seen == [fresh] * 3 + [ageing] * 8 + [local]
