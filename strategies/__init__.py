@@ -4,8 +4,19 @@ Nothing here imports the router, does I/O, or needs a third-party package: a str
 (``strategies.testing``). The imports below are the list of built-ins; after them the table is closed.
 """
 
-from strategies import affinity, fastest, first, least_connections, p2c, round_robin, weighted_random
-from strategies.base import NOWHERE, Call, Candidate, Elsewhere, Freshness, Promise, Strategy, options_of, promises_of
+from strategies import (
+    affinity,
+    fastest,
+    first,
+    least_connections,
+    p2c,
+    round_robin,
+    shared_least_connections,
+    shared_round_robin,
+    usage,
+    weighted_random,
+)
+from strategies.base import NOWHERE, Call, Candidate, Elsewhere, Freshness, Promise, Strategy, is_shared, options_of, promises_of
 from strategies.registry import (
     ALIASES,
     DEFAULT,
@@ -40,11 +51,15 @@ __all__ = [
     "fastest",
     "first",
     "get",
+    "is_shared",
     "known_names",
     "least_connections",
     "options_of",
     "p2c",
     "promises_of",
     "round_robin",
+    "shared_least_connections",
+    "shared_round_robin",
+    "usage",
     "weighted_random",
 ]

@@ -8,6 +8,9 @@ its fair share is passed over for the next best score.
 Sources: D. Thaler and C. Ravishankar, "Using name-based mappings to increase hit rates", IEEE/ACM ToN 6 (1998); weights by
 −ln(h) ÷ w: C. Schindelhauer and G. Schomaker, "Weighted distributed hash tables", SPAA 2005; the bound: V. Mirrokni,
 M. Thorup, M. Zadimoghaddam, "Consistent hashing with bounded loads", 2016.
+
+The bound counts the sessions of the whole fleet while they are known and at most 10 s old, and this process's own otherwise:
+it is far from the mean, so that a number which is a moment old does no harm. Nothing else of other processes matters here.
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from strategies.base import C, Call
+from strategies.base import C, Call, Candidate
 from strategies.least_connections import LeastConnections
-from strategies.measures import load_of, weight_of
+from strategies.measures import fleet_sessions, weight_of
 from strategies.registry import register
 
 # BLAKE2b's personalisation: these hashes are not those of anything else that hashes the same strings.
@@ -92,11 +95,12 @@ class Affinity:
         """
         if self._load_factor is None or len(candidates) == 1:
             return candidates
-        sessions = sum(max(candidate.sessions, 0) for candidate in candidates)
-        total = math.fsum(weight_of(candidate) for candidate in candidates)
-        allowed = self._load_factor * (sessions + 1) / total
-        below = [candidate for candidate in candidates if candidate.sessions < math.ceil(allowed * weight_of(candidate))]
-        return below or [min(candidates, key=load_of)]
+        weights = [weight_of(candidate) for candidate in candidates]
+        held = fleet_sessions(candidates)
+        allowed = self._load_factor * (math.fsum(held) + 1) / math.fsum(weights)
+        loads = list(zip(candidates, held, weights, strict=True))
+        below = [candidate for candidate, sessions, weight in loads if sessions < math.ceil(allowed * weight)]
+        return below or [min(loads, key=_load)[0]]
 
 
 def _distance(key: str, deployment: str, weight: float) -> float:
@@ -109,3 +113,8 @@ def _distance(key: str, deployment: str, weight: float) -> float:
     # 52 bits and a half: exact in a float, and never 0 or 1, whose logarithms are of no use.
     uniform = ((int.from_bytes(hasher.digest(), "big") >> 12) + 0.5) / 2.0**52
     return -math.log(uniform) / weight
+
+
+def _load(entry: tuple[Candidate, float, float]) -> float:
+    _, sessions, weight = entry
+    return sessions / weight

@@ -50,6 +50,9 @@ class Freshness(Enum):
 class Elsewhere:
     """What the other processes of the fleet hold of a deployment, as last heard. All zero when ``freshness`` is ``LOCAL``.
 
+    Another object whenever something was heard, even if it says the same, and when the picture changes its freshness; the
+    same one until then. So ``is`` tells a strategy whether what it sees can include what was done since it last looked.
+
     Attributes:
         freshness: how old the picture is.
         members: other processes in it; those that do not know this deployment count as well.
@@ -119,7 +122,7 @@ class Candidate(Protocol):
 
     @property
     def headroom(self) -> float | None:
-        """Share that is left of its tightest limit a minute (rpm, tpm, or what the provider reported), 0 to 1; ``None``: no limit."""
+        """Share left of its tightest limit a minute (rpm, tpm, or what the provider reported), 0 to 1; ``None``: no limit."""
 
 
 C = TypeVar("C", bound=Candidate)
@@ -137,7 +140,9 @@ class Promise(Enum):
 class Strategy(Protocol):
     """An algorithm. One instance serves one group for as long as its configuration stands.
 
-    A class may also carry ``promises: ClassVar[frozenset[Promise]]``; one without it promises nothing beyond ``choose``.
+    A class may also carry ``promises: ClassVar[frozenset[Promise]]``; one without it promises nothing beyond ``choose``. And
+    ``shared: ClassVar[bool] = True`` when it makes no sense in a process that nobody tells anything: the configuration is then
+    refused unless there is a fleet.
     """
 
     @property
@@ -157,6 +162,11 @@ def promises_of(strategy: type[Any]) -> frozenset[Promise]:
     """Return what a strategy class promises; nothing when it does not say."""
     promises: frozenset[Promise] = getattr(strategy, "promises", frozenset())
     return promises
+
+
+def is_shared(strategy: type[Any]) -> bool:
+    """Return whether a strategy class says that it needs what other processes hold; ``False`` when it does not say."""
+    return getattr(strategy, "shared", False) is True
 
 
 def options_of(strategy: type[Any]) -> type[Any]:

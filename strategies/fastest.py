@@ -6,9 +6,12 @@ jump up at once and fade while it is idle (``router/load.py``). Multiplying by t
 being buried: one that is half as fast gets half as much, not nothing.
 
 Nothing is learned of a deployment that gets no session. Three things see to it that every one is tried:
-an unmeasured time counts as the best one measured among the candidates (optimism under uncertainty; the load term bounds
+a time that nobody measured counts as the best one known among the candidates (optimism under uncertainty; the load term bounds
 what that costs), a share ``exploration`` of the choices is a plain draw by weight, and the averages fade towards zero while
 a deployment is idle, so that one which was slow is measured again. LiteLLM's name for it: ``latency-based-routing``.
+
+Of other processes it uses, while that is at most 10 s old, their sessions, and their mean of a time that this process has not
+measured itself. A time of its own comes first: the way from here to a deployment may be another one than theirs.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from strategies.base import C, Call, Candidate, Promise
-from strategies.measures import draw, draw_two, seconds, weight_of
+from strategies.measures import draw, draw_two, fleet_sessions, seconds, weight_of
 from strategies.registry import register
 
 # Below this differences are noise of the network, and an average that faded to nothing says nothing: load decides.
@@ -28,11 +31,13 @@ _LEAST_LATENCY_S = 1e-3
 
 
 def _ready(candidate: Candidate) -> float | None:
-    return seconds(candidate.ready_s)
+    own = seconds(candidate.ready_s)
+    return seconds(candidate.elsewhere.ready_s) if own is None else own
 
 
 def _first_audio(candidate: Candidate) -> float | None:
-    return seconds(candidate.first_audio_s)
+    own = seconds(candidate.first_audio_s)
+    return seconds(candidate.elsewhere.first_audio_s) if own is None else own
 
 
 _Part = Callable[[Candidate], float | None]
@@ -78,16 +83,21 @@ class Fastest:
         if self._rng.random() < self._exploration:
             return draw(candidates, self._rng)
         first, second = draw_two(candidates, self._rng)
-        return first if self._cost(first, candidates) <= self._cost(second, candidates) else second
+        first_cost = second_cost = 0.0
+        for part in self._parts:
+            first_s, second_s = _times(part, first, second, candidates)
+            first_cost += first_s
+            second_cost += second_s
+        first_sessions, second_sessions = fleet_sessions((first, second))
+        first_cost = max(first_cost, _LEAST_LATENCY_S) * (first_sessions + 1) / weight_of(first)
+        second_cost = max(second_cost, _LEAST_LATENCY_S) * (second_sessions + 1) / weight_of(second)
+        return first if first_cost <= second_cost else second
 
-    def _cost(self, candidate: Candidate, candidates: Sequence[Candidate]) -> float:
-        latency_s = sum(_time(part, candidate, candidates) for part in self._parts)
-        return max(latency_s, _LEAST_LATENCY_S) * (max(candidate.sessions, 0) + 1) / weight_of(candidate)
 
-
-def _time(part: _Part, candidate: Candidate, candidates: Sequence[Candidate]) -> float:
-    """One part of the latency in seconds; what was not measured is taken to be as good as the best of all."""
-    measured = part(candidate)
-    if measured is not None:
-        return measured
-    return min((time for time in map(part, candidates) if time is not None), default=0.0)
+def _times(part: _Part, first: Candidate, second: Candidate, candidates: Sequence[Candidate]) -> tuple[float, float]:
+    """One part of the latency of two, in seconds; what nobody measured is taken to be as good as the best of all."""
+    first_s, second_s = part(first), part(second)
+    if first_s is not None and second_s is not None:
+        return first_s, second_s
+    best = min((time for time in map(part, candidates) if time is not None), default=0.0)
+    return best if first_s is None else first_s, best if second_s is None else second_s

@@ -4,6 +4,8 @@ Voice sessions last minutes and differ in length by orders of magnitude, so that
 from an even load and counting what is open does not. A dial under way counts as a session, hence a burst of arrivals spreads
 before the first of them is ready. Ties are drawn by weight and not taken in order: many replicas, each of which knows only
 its own sessions, would otherwise all send their first sessions to the same deployment. LiteLLM calls it ``least-busy``.
+
+Looks at this process's own sessions and nothing of other processes; ``shared-least-connections`` looks at all.
 """
 
 from __future__ import annotations
@@ -14,11 +16,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from strategies.base import C, Call, Promise
-from strategies.measures import draw, load_of
+from strategies.measures import least, load_of
 from strategies.registry import register
-
-# Loads are quotients of floats: 21 ÷ 0.7 and 30 ÷ 1 are a tie, although rounding separates them.
-_SAME = 1.0 + 1e-9
 
 
 @register("least-connections", aliases=("least-busy",))
@@ -36,7 +35,4 @@ class LeastConnections:
 
     def choose(self, candidates: Sequence[C], call: Call) -> C:
         """Return the least loaded candidate."""
-        loads = [load_of(candidate) for candidate in candidates]
-        limit = min(loads) * _SAME
-        tied = [candidate for candidate, load in zip(candidates, loads, strict=True) if load <= limit]
-        return draw(tied, self._rng)
+        return least(candidates, [load_of(candidate) for candidate in candidates], self._rng)

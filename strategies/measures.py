@@ -1,23 +1,32 @@
 """Numbers of a candidate, made safe to calculate with, and the weighted draws that several strategies share.
 
-The contract says that a weight is positive and a latency finite. A measurement that went wrong (a clock that jumped, a
-third party's candidate) must still not turn ``choose`` into an exception in the middle of somebody's call: every comparison
-goes through these functions.
+The contract says that a weight is positive and a latency finite. A measurement that went wrong (a clock that jumped, another
+process that says nonsense, a third party's candidate) must still not turn ``choose`` into an exception in the middle of
+somebody's call: every comparison goes through these functions.
+
+Numbers of the whole fleet are made for all candidates of a comparison together, never for one alone: the picture of the
+others may grow too old between two looks at it, and a candidate without it would look empty beside one with it.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from strategies.base import C, Candidate
+from strategies.base import C, Candidate, Elsewhere, Freshness
 
 # Far outside of what makes sense, near enough for sums and quotients of them to stay finite and above zero.
 MIN_WEIGHT = 1e-9
 MAX_WEIGHT = 1e9
 # A longer wait is "never" for a voice session; it keeps an infinite measurement comparable with another one.
 MAX_LATENCY_S = 3600.0
+# More than any count here can be; what is computed from it stays exact.
+MAX_COUNT = 2.0**50
+# Scores are quotients of floats: 21 ÷ 0.7 and 30 ÷ 1 are a tie, although rounding separates them.
+_SAME = 1.0 + 1e-9
+# What all others have ejected counts as so many times as full, beyond itself.
+_CAUTION = 3.0
 
 
 def weight_of(candidate: Candidate) -> float:
@@ -28,16 +37,64 @@ def weight_of(candidate: Candidate) -> float:
     return min(weight, MAX_WEIGHT)
 
 
+def count(number: float) -> float:
+    """Return a number of things within 0 .. ``MAX_COUNT``; what is no number counts as none."""
+    if not number > 0:  # NaN compares false, so it ends here as well
+        return 0.0
+    return float(min(number, MAX_COUNT))
+
+
 def load_of(candidate: Candidate) -> float:
-    """Return sessions per unit of weight: what a strategy that balances keeps level."""
-    return max(candidate.sessions, 0) / weight_of(candidate)
+    """Return this process's sessions per unit of weight."""
+    return count(candidate.sessions) / weight_of(candidate)
+
+
+def freshness_of(views: Iterable[Elsewhere]) -> Freshness:
+    """Return how far all of these can be trusted together: as far as the one that can be trusted least."""
+    freshness = Freshness.FRESH
+    for view in views:
+        if view.freshness is Freshness.LOCAL:
+            return Freshness.LOCAL
+        if view.freshness is Freshness.AGEING:
+            freshness = Freshness.AGEING
+    return freshness
+
+
+def fleet_sessions(candidates: Sequence[Candidate]) -> list[float]:
+    """Return each candidate's sessions in the whole fleet; this process's alone where one of them lacks the others'."""
+    views = [candidate.elsewhere for candidate in candidates]
+    if freshness_of(views) is Freshness.LOCAL:
+        return [count(candidate.sessions) for candidate in candidates]
+    return [count(candidate.sessions) + count(view.sessions) for candidate, view in zip(candidates, views, strict=True)]
+
+
+def caution_of(view: Elsewhere) -> float:
+    """Return 1 to 4, by the share of the other processes that have ejected a deployment.
+
+    Dividing its weight by this leaves it a quarter of its share when all others have: little enough to be careful, enough for
+    this process to find out by itself, since the trouble may lie between the others and it.
+    """
+    members = count(view.members)
+    return 1.0 + _CAUTION * min(count(view.ejected) / members, 1.0) if members else 1.0
 
 
 def seconds(measured: float | None) -> float | None:
     """Return a latency within 0 .. ``MAX_LATENCY_S`` seconds, or ``None`` when nothing usable was measured."""
-    if measured is None or math.isnan(measured):
+    if measured is None or measured != measured:  # only NaN differs from itself
         return None
-    return min(max(measured, 0.0), MAX_LATENCY_S)
+    return float(min(max(measured, 0.0), MAX_LATENCY_S))
+
+
+def least(candidates: Sequence[C], scores: Sequence[float], rng: random.Random) -> C:
+    """Return the candidate with the lowest score; several that have it are drawn by weight.
+
+    Args:
+        candidates: at least one.
+        scores: theirs, in the same order; none negative, none NaN.
+        rng: source of randomness.
+    """
+    limit = min(scores) * _SAME
+    return draw([candidate for candidate, score in zip(candidates, scores, strict=True) if score <= limit], rng)
 
 
 def draw(candidates: Sequence[C], rng: random.Random) -> C:

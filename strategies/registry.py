@@ -28,10 +28,8 @@ ENTRY_POINT_GROUP: Final = "realtime_router.strategies"
 #: The strategy of a group that names none.
 DEFAULT: Final = "least-connections"
 
-# LiteLLM's names for strategies that this version lacks. A package that provides ``usage`` or ``cost`` makes them work.
-_PLANNED: Final = MappingProxyType(
-    {"usage-based-routing": "usage", "usage-based-routing-v2": "usage", "cost-based-routing": "cost"}
-)
+# LiteLLM's names for strategies that this version lacks. A package that provides ``cost`` makes it work.
+_PLANNED: Final = MappingProxyType({"cost-based-routing": "cost"})
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from strategies.base import Call, Strategy, options_of
+from strategies.base import NOWHERE, Call, Elsewhere, Freshness, Strategy, options_of
 from strategies.registry import check
 
 
@@ -31,6 +31,10 @@ class FakeCandidate:
     max_sessions: int | None = None
     ready_s: float | None = None
     first_audio_s: float | None = None
+    elsewhere: Elsewhere = NOWHERE
+    minute_starts: int = 0
+    minute_tokens: int = 0
+    headroom: float | None = None
 
 
 def fleet(*weights: float) -> list[FakeCandidate]:
@@ -66,6 +70,12 @@ def _play(cls: type[Strategy], options: object, seed: int, rounds: int) -> list[
     known = [_random_candidate(world, index) for index in range(20)]
     chosen: list[str] = []
     for number in range(rounds):
+        if number % 10 == 0:
+            # A beat was heard, a process came or left, the picture aged: all candidates see it at once.
+            freshness = world.choice(list(Freshness))
+            members = world.choice((0, 1, 7, 1000))
+            for candidate in known:
+                candidate.elsewhere = _random_view(world, freshness, members)
         candidates: Sequence[FakeCandidate] = world.sample(known, world.randint(1, len(known)))
         before = copy.copy(candidates)
         call = Call(group="group", principal=f"key{world.randrange(5)}", headers={"x-room": str(world.randrange(9))})
@@ -78,6 +88,7 @@ def _play(cls: type[Strategy], options: object, seed: int, rounds: int) -> list[
         )
         assert candidates == before, f"{cls.__qualname__}: choice {number} changed the sequence of candidates"
         choice.sessions += 1
+        choice.minute_starts += 1
         chosen.append(choice.id)
         if world.random() < 0.5:
             leaver = world.choice(known)
@@ -93,6 +104,24 @@ def _random_candidate(world: random.Random, index: int) -> FakeCandidate:
         weight=10.0 ** world.uniform(-6, 6),
         sessions=world.choice((0, 0, 1, 50, 100_000)),
         max_sessions=world.choice((None, 200_000)),
+        ready_s=world.choice(times),
+        first_audio_s=world.choice(times),
+        minute_starts=world.choice((0, 3, 10**6)),
+        minute_tokens=world.choice((0, 900, 10**12)),
+        headroom=world.choice((None, None, 0.0, 0.4, 1.0, float("nan"))),
+    )
+
+
+def _random_view(world: random.Random, freshness: Freshness, members: int) -> Elsewhere:
+    if freshness is Freshness.LOCAL:
+        return NOWHERE
+    times = (None, 0.0, 0.3, float("inf"), float("nan"))
+    return Elsewhere(
+        freshness=freshness,
+        members=members,
+        sessions=world.choice((0, 0, 40, 10**9)),
+        starts=world.choice((0, 500, 10**9, 2**50)),
+        ejected=world.choice((0, 0, 1, members)),
         ready_s=world.choice(times),
         first_audio_s=world.choice(times),
     )

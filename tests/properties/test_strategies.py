@@ -21,7 +21,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategies import Call, Promise, Strategy, get, known_names, options_of, promises_of
+from strategies import (
+    NOWHERE,
+    Call,
+    Elsewhere,
+    Freshness,
+    Promise,
+    Strategy,
+    get,
+    is_shared,
+    known_names,
+    options_of,
+    promises_of,
+)
 from strategies.affinity import Affinity
 from strategies.least_connections import LeastConnections
 from strategies.round_robin import RoundRobin
@@ -62,13 +74,40 @@ def _promising(promise: Promise) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("cls", [get(name) for name in names], ids=names)
 
 
+def _marked_shared() -> pytest.MarkDecorator:
+    names = [name for name in known_names() if is_shared(get(name))]
+    return pytest.mark.parametrize("cls", [get(name) for name in names], ids=names)
+
+
 latencies = st.one_of(st.none(), st.floats(0.0, 10.0), st.sampled_from((0.0, 1e308, math.inf, math.nan)))
+
+
+# What no process should say, some of it impossible by the types: a picture comes from outside.
+counts: st.SearchStrategy[Any] = st.one_of(
+    st.integers(0, 1000), st.sampled_from((-1, -(10**400), 2**50, 10**400, 1e-300, math.nan, math.inf, -math.inf))
+)
+views = st.one_of(
+    st.just(NOWHERE),
+    st.builds(
+        Elsewhere,
+        freshness=st.sampled_from(list(Freshness)),
+        members=st.one_of(st.just(0), counts),
+        sessions=counts,
+        starts=counts,
+        ejected=counts,
+        ready_s=st.one_of(latencies, st.just(-1.0)),
+        first_audio_s=st.one_of(latencies, st.just(-1.0)),
+    ),
+)
 
 
 @st.composite
 def candidates_of_any_kind(draw: st.DrawFn) -> list[FakeCandidate]:
-    """1 to 50 candidates in any order, with anything the pool could ever show, broken measurements included."""
+    """1 to 50 candidates in any order, with anything the pool could ever show: broken measurements, hostile pictures."""
     size = draw(st.integers(1, 50))
+    # A handful for all: fifty views of seven fields each are more than an example needs, and take their time.
+    seen = draw(st.lists(views, min_size=1, max_size=4))
+    used = draw(st.lists(st.tuples(counts, counts, st.one_of(st.none(), st.floats())), min_size=1, max_size=4))
     return [
         FakeCandidate(
             id=f"d{index}",
@@ -78,6 +117,10 @@ def candidates_of_any_kind(draw: st.DrawFn) -> list[FakeCandidate]:
             max_sessions=draw(st.sampled_from((None, 100_001))),
             ready_s=draw(latencies),
             first_audio_s=draw(latencies),
+            elsewhere=seen[index % len(seen)],
+            minute_starts=used[index % len(used)][0],
+            minute_tokens=used[index % len(used)][1],
+            headroom=used[index % len(used)][2],
         )
         for index in draw(st.permutations(range(size)))
     ]
@@ -99,6 +142,9 @@ def test_the_choice_is_always_one_of_the_candidates(
         choice.sessions += 1
         left = [candidate for candidate in left if candidate is not choice]
         left = left[: data.draw(st.integers(0, len(left)), label="left")]
+        # A beat in between: what was heard before is no longer what is heard now.
+        for candidate, view in zip(left, data.draw(st.lists(views, max_size=3), label="views"), strict=False):
+            candidate.elsewhere = view
 
 
 @every_strategy
@@ -235,6 +281,107 @@ def test_a_choice_costs_no_more_than_a_look_at_each_candidate(cls: type[Strategy
         CountingCandidate.reads = 0
         strategy.choose(candidates, CALL)
         assert CountingCandidate.reads <= 10 * size
+
+
+# --- several processes ---------------------------------------------------------------------------
+
+
+class Fleet:
+    """Processes with a strategy each; what one holds, the others see as it was at the last beat."""
+
+    def __init__(self, cls: type[Strategy], weights: Sequence[float], processes: int, freshness: Freshness, seed: int) -> None:
+        self.freshness = freshness
+        self.members = [
+            (cls(options_of(cls)(), rng=random.Random(seed + number)), fleet(*weights)) for number in range(processes)
+        ]
+        self.starts = [[0] * len(weights) for _ in range(processes)]
+
+    def beat(self) -> None:
+        """Everybody hears of everybody."""
+        held = [[candidate.sessions for candidate in candidates] for _, candidates in self.members]
+        for number, (_, candidates) in enumerate(self.members):
+            for index, candidate in enumerate(candidates):
+                candidate.elsewhere = Elsewhere(
+                    freshness=self.freshness,
+                    members=len(self.members) - 1,
+                    sessions=sum(own[index] for other, own in enumerate(held) if other != number),
+                    starts=sum(own[index] for other, own in enumerate(self.starts) if other != number),
+                )
+
+    def open(self, number: int) -> None:
+        """Start a session in one process."""
+        strategy, candidates = self.members[number]
+        choice = strategy.choose(candidates, CALL)
+        choice.sessions += 1
+        self.starts[number][choice.position] += 1
+
+    def sessions(self) -> list[int]:
+        """Return the sum of all processes, for each deployment."""
+        return [sum(same.sessions for same in deployment) for deployment in zip(*(own for _, own in self.members), strict=True)]
+
+
+@_marked_shared()
+@pytest.mark.parametrize("freshness", [Freshness.FRESH, Freshness.LOCAL])
+@given(
+    weights=st.sampled_from(((1, 1, 1, 1), (3, 1), (3, 1, 1, 3), (5, 2, 2, 1, 1))),
+    processes=st.integers(2, 8),
+    shares=st.lists(st.sampled_from((1, 1, 2, 20)), min_size=8, max_size=8),
+    every=st.integers(1, 200),
+    seed=st.integers(0, 1000),
+)
+def test_a_fleet_balances_as_one(
+    cls: type[Strategy],
+    freshness: Freshness,
+    weights: tuple[float, ...],
+    processes: int,
+    shares: list[int],
+    every: int,
+    seed: int,
+) -> None:
+    """However many processes, however uneven their arrivals, and with up to 200 of them between two beats, or nothing
+    heard at all: nobody is further from its share, fleet-wide, than two and a half sessions for each process."""
+    them = Fleet(cls, weights, processes, freshness, seed)
+    world = random.Random(seed)
+    for number in range(600):
+        if number % every == 0 and freshness is not Freshness.LOCAL:
+            them.beat()
+        them.open(world.choices(range(processes), shares[:processes])[0])
+    for sessions, weight in zip(them.sessions(), weights, strict=True):
+        assert abs(sessions - 600 * weight / sum(weights)) <= 2.5 * processes
+
+
+@_marked_shared()
+@pytest.mark.parametrize("ageing", [False, True])
+def test_a_burst_through_one_process_stays_level(cls: type[Strategy], ageing: bool) -> None:
+    """400 sessions between two beats, then 400 more through all of three: the fullest of four is at most 5 % above the mean."""
+    them = Fleet(cls, (1, 1, 1, 1), 3, Freshness.AGEING if ageing else Freshness.FRESH, 5)
+    them.beat()
+    for _ in range(400):
+        them.open(0)
+    assert max(them.sessions()) <= 105
+    for number in range(400):
+        if number % 50 == 0:
+            them.beat()
+        them.open(number % 3)
+    assert max(them.sessions()) <= 210
+
+
+@_marked_shared()
+def test_a_fleet_repairs_what_was_uneven_before(cls: type[Strategy]) -> None:
+    """As sessions end and others begin, a deployment that came late holds its share soon and does not overshoot."""
+    them = Fleet(cls, (1, 1, 1), 4, Freshness.FRESH, 9)
+    world = random.Random(9)
+    for number in range(4):
+        for candidate in them.members[number][1][:2]:
+            candidate.sessions = 75
+    for number in range(3000):
+        if number % 20 == 0:
+            them.beat()
+        them.open(world.randrange(4))
+        busy = [candidate for _, own in them.members for candidate in own]
+        world.choices(busy, [candidate.sessions for candidate in busy])[0].sessions -= 1
+        assert them.sessions()[2] <= 250
+    assert them.sessions()[2] >= 170
 
 
 # --- what single strategies promise by their nature --------------------------------------------

@@ -1,4 +1,4 @@
-"""What the strategies without a state do with given candidates: least-connections, p2c, fastest, first, weighted-random."""
+"""What the strategies of a single process do with given candidates: least-connections, p2c, fastest, first, weighted-random."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections import Counter
 
 import pytest
 
-from strategies.base import Call
+from strategies.affinity import Affinity
+from strategies.base import Call, Elsewhere, Freshness, Strategy, options_of
 from strategies.fastest import Fastest
 from strategies.first import First
 from strategies.least_connections import LeastConnections
 from strategies.p2c import PowerOfTwo
+from strategies.round_robin import RoundRobin
 from strategies.testing import FakeCandidate, fleet
 from strategies.weighted_random import WeightedRandom
 
@@ -172,3 +174,67 @@ def test_first_fills_in_the_order_of_the_file() -> None:
     one.sessions = 900
     assert strategy.choose([three, one, two], CALL) is one
     assert strategy.choose([three, two], CALL) is two
+
+
+# --- what they use of other processes ------------------------------------------------------------
+
+
+def _told(candidates: list[FakeCandidate], freshness: Freshness, *sessions: int) -> None:
+    for candidate, held in zip(candidates, sessions, strict=True):
+        candidate.elsewhere = Elsewhere(freshness=freshness, members=3, sessions=held, starts=held)
+
+
+@pytest.mark.parametrize("freshness", [Freshness.FRESH, Freshness.AGEING])
+def test_p2c_and_fastest_count_the_whole_fleet(freshness: Freshness) -> None:
+    """Here one holds less and everywhere it holds more: it loses."""
+    candidates = fleet(1, 1)
+    candidates[1].sessions = 5
+    _told(candidates, freshness, 20, 10)
+    for strategy in (PowerOfTwo(PowerOfTwo.Options(), rng=random.Random(11)), _fastest(exploration=0.0)):
+        assert _shares(strategy, candidates)["d1"] == 1.0
+
+
+def test_affinitys_bound_counts_the_whole_fleet() -> None:
+    """A key's own deployment that others have filled is passed over, although it holds nothing here."""
+    candidates = fleet(1, 1, 1)
+    call = Call(group="voice", principal="team-a")
+    strategy = Affinity(Affinity.Options(), rng=random.Random(12))
+    home = strategy.choose(candidates, call)
+    _told(candidates, Freshness.AGEING, *(30 if candidate is home else 10 for candidate in candidates))
+    assert strategy.choose(candidates, call) is not home
+    _told(candidates, Freshness.FRESH, 10, 10, 10)
+    assert strategy.choose(candidates, call) is home
+
+
+@pytest.mark.parametrize("cls", [LeastConnections, RoundRobin, WeightedRandom, First])
+def test_a_plain_name_looks_at_this_process_alone(cls: type[Strategy]) -> None:
+    """With the same seed the choices are the same, whatever the others hold."""
+    alone, told = fleet(1, 1, 1), fleet(1, 1, 1)
+    _told(told, Freshness.FRESH, 0, 1000, 50)
+    strategies = [cls(options_of(cls)(), rng=random.Random(13)) for _ in range(2)]
+    for _ in range(60):
+        choices = [strategy.choose(candidates, CALL) for strategy, candidates in zip(strategies, (alone, told), strict=True)]
+        assert choices[0].id == choices[1].id
+        for choice in choices:
+            choice.sessions += 1
+
+
+def test_fastest_believes_others_before_it_guesses() -> None:
+    """A time that only others measured counts; one of its own comes before theirs."""
+    fast, slow = candidates = fleet(1, 1)
+    fast.ready_s = 0.3
+    assert _shares(_fastest(exploration=0.0), candidates)["d1"] == pytest.approx(0.5, abs=0.04)
+    slow.elsewhere = Elsewhere(freshness=Freshness.FRESH, members=1, ready_s=2.0)
+    fast.elsewhere = Elsewhere(freshness=Freshness.FRESH, members=1, ready_s=9.0)
+    assert _shares(_fastest(exploration=0.0), candidates)["d1"] == 0.0
+    slow.ready_s = 0.1
+    assert _shares(_fastest(exploration=0.0), candidates)["d1"] == 1.0
+
+
+def test_fastest_guesses_by_the_best_that_anybody_measured() -> None:
+    """What nobody measured is as good as the best one known, and no better: with one session more it loses."""
+    known, unknown = candidates = fleet(1, 1)
+    known.elsewhere = Elsewhere(freshness=Freshness.FRESH, members=1, ready_s=0.4, first_audio_s=0.8)
+    unknown.elsewhere = Elsewhere(freshness=Freshness.FRESH, members=1)
+    unknown.sessions = 1
+    assert _shares(_fastest(exploration=0.0), candidates)["d0"] == 1.0

@@ -8,7 +8,23 @@ from collections import Counter
 
 import pytest
 
-from strategies.measures import MAX_LATENCY_S, MAX_WEIGHT, MIN_WEIGHT, draw, draw_two, load_of, seconds, weight_of
+from strategies.base import NOWHERE, Elsewhere, Freshness
+from strategies.measures import (
+    MAX_COUNT,
+    MAX_LATENCY_S,
+    MAX_WEIGHT,
+    MIN_WEIGHT,
+    caution_of,
+    count,
+    draw,
+    draw_two,
+    fleet_sessions,
+    freshness_of,
+    least,
+    load_of,
+    seconds,
+    weight_of,
+)
 from strategies.testing import FakeCandidate, fleet
 
 
@@ -34,6 +50,63 @@ def test_load_is_sessions_by_weight() -> None:
     """A count that went below zero is an idle deployment."""
     assert load_of(FakeCandidate(id="d", sessions=6, weight=4.0)) == 1.5
     assert load_of(FakeCandidate(id="d", sessions=-3)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("number", "usable"),
+    [(7, 7.0), (0, 0.0), (-3, 0.0), (math.nan, 0.0), (math.inf, MAX_COUNT), (10**400, MAX_COUNT), (-(10**400), 0.0)],
+)
+def test_a_count_is_never_negative_and_stays_exact(number: float, usable: float) -> None:
+    """Another process may say anything, numbers too large for a float included."""
+    assert count(number) == usable
+
+
+def _view(freshness: Freshness = Freshness.FRESH, **fields: int) -> Elsewhere:
+    return Elsewhere(freshness=freshness, **fields)
+
+
+@pytest.mark.parametrize("freshness", [Freshness.FRESH, Freshness.AGEING])
+def test_the_fleets_sessions_are_own_and_others(freshness: Freshness) -> None:
+    """As long as the picture is trusted at all; nonsense in it counts as nothing."""
+    one, other = candidates = fleet(1, 1)
+    one.sessions, other.sessions = 3, 5
+    one.elsewhere, other.elsewhere = _view(freshness, sessions=10), _view(freshness, sessions=-4)
+    assert fleet_sessions(candidates) == [13, 5]
+
+
+def test_one_candidate_without_the_others_numbers_makes_all_count_alone() -> None:
+    """A picture that grew too old between two looks must not make the second candidate look empty beside the first."""
+    one, other = candidates = fleet(1, 1)
+    one.sessions, other.sessions = 3, 5
+    one.elsewhere = _view(sessions=1000)
+    assert freshness_of([candidate.elsewhere for candidate in candidates]) is Freshness.LOCAL
+    assert fleet_sessions(candidates) == [3, 5]
+
+
+def test_trust_is_that_of_the_least_trusted() -> None:
+    """In any order."""
+    fresh, ageing = _view(), _view(Freshness.AGEING)
+    assert freshness_of([fresh, fresh]) is Freshness.FRESH
+    assert freshness_of([fresh, ageing]) is freshness_of([ageing, fresh]) is Freshness.AGEING
+    assert freshness_of([fresh, NOWHERE, ageing]) is freshness_of([ageing, NOWHERE]) is Freshness.LOCAL
+
+
+@pytest.mark.parametrize(
+    ("members", "ejected", "caution"),
+    [(4, 0, 1.0), (4, 2, 2.5), (4, 4, 4.0), (4, 400, 4.0), (0, 3, 1.0), (-1, 3, 1.0), (4, -3, 1.0), (1, 10**400, 4.0)],
+)
+def test_caution_grows_with_the_share_that_ejected_it(members: int, ejected: int, caution: float) -> None:
+    """Up to four; more ejections than processes are no more than all, and without processes there is no hint."""
+    assert caution_of(_view(members=members, ejected=ejected)) == caution
+
+
+def test_the_lowest_score_wins_and_equal_ones_are_drawn_by_weight() -> None:
+    """Equal but for rounding is equal."""
+    candidates, rng = fleet(1, 3, 100), random.Random(4)
+    assert least(candidates, [2.0, 1.0, 3.0], rng) is candidates[1]
+    got = Counter(least(candidates, [1.0, math.nextafter(1.0, 2.0), 3.0], rng).id for _ in range(4000))
+    assert set(got) == {"d0", "d1"}
+    assert got["d1"] / 4000 == pytest.approx(0.75, abs=0.035)
 
 
 def test_a_single_candidate_costs_no_randomness() -> None:

@@ -25,6 +25,7 @@ from strategies import (
     UnknownStrategy,
     canonical_name,
     get,
+    is_shared,
     known_names,
     options_of,
     promises_of,
@@ -34,13 +35,27 @@ from strategies.base import C
 from strategies.fastest import Fastest
 from strategies.first import First
 from strategies.least_connections import LeastConnections
+from strategies.shared_least_connections import SharedLeastConnections
 from strategies.testing import fleet, verify
+from strategies.usage import Usage
 from strategies.weighted_random import WeightedRandom
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "docs" / "examples" / "headroom-strategy"
 
-BUILT_IN = ("affinity", "fastest", "first", "least-connections", "p2c", "round-robin", "weighted-random")
+BUILT_IN = (
+    "affinity",
+    "fastest",
+    "first",
+    "least-connections",
+    "p2c",
+    "round-robin",
+    "shared-least-connections",
+    "shared-round-robin",
+    "usage",
+    "weighted-random",
+)
+SHARED = {"shared-least-connections", "shared-round-robin"}
 
 
 class Plain:
@@ -140,6 +155,8 @@ def test_litellms_names_lead_to_the_same_behaviour() -> None:
     assert get("simple-shuffle") is WeightedRandom
     assert get("least-busy") is LeastConnections
     assert get("latency-based-routing") is Fastest
+    assert get("usage-based-routing") is get("usage-based-routing-v2") is Usage
+    assert get("redis-least-connections") is SharedLeastConnections
     assert canonical_name("simple-shuffle") == "weighted-random"
     assert set(ALIASES) == {
         "simple-shuffle",
@@ -148,13 +165,11 @@ def test_litellms_names_lead_to_the_same_behaviour() -> None:
         "usage-based-routing",
         "usage-based-routing-v2",
         "cost-based-routing",
+        "redis-least-connections",
     }
 
 
-@pytest.mark.parametrize(
-    ("alias", "stands_for"),
-    [("usage-based-routing", "usage"), ("usage-based-routing-v2", "usage"), ("cost-based-routing", "cost")],
-)
+@pytest.mark.parametrize(("alias", "stands_for"), [("cost-based-routing", "cost")])
 def test_an_alias_without_a_strategy_is_told_apart(alias: str, stands_for: str) -> None:
     """The caller can warn by name and go on with the default; a mistyped name cannot be mistaken for this."""
     assert canonical_name(alias) == stands_for
@@ -168,9 +183,9 @@ def test_an_alias_without_a_strategy_is_told_apart(alias: str, stands_for: str) 
 
 def test_a_planned_alias_works_once_a_package_provides_it(site: Path) -> None:
     """The alias follows the name, whoever implements it."""
-    install(site, "usage-package", f"usage = {__name__}:Plain")
-    assert get("usage-based-routing") is Plain
-    assert "usage" in known_names()
+    install(site, "cost-package", f"cost = {__name__}:Plain")
+    assert get("cost-based-routing") is Plain
+    assert "cost" in known_names()
 
 
 @pytest.mark.parametrize(
@@ -194,7 +209,7 @@ def test_a_mistyped_name_is_answered_with_the_nearest(typed: str, nearest: str) 
         assert all(name in str(caught.value) for name in BUILT_IN)
 
 
-@pytest.mark.parametrize("name", ["", "x" * 5000, "a\nb", ":", "a:", ":b", "a:b:c", "1a:b", "a b:c", "../x:y", "usage"])
+@pytest.mark.parametrize("name", ["", "x" * 5000, "a\nb", ":", "a:", ":b", "a:b:c", "1a:b", "a b:c", "../x:y", "cost"])
 def test_nonsense_is_unknown_and_kept_to_one_short_line(name: str) -> None:
     """Whatever stands in the file, the error is one line that fits a log, and nothing is imported."""
     with pytest.raises(UnknownStrategy) as caught:
@@ -343,6 +358,13 @@ def test_promises_are_optional() -> None:
     assert promises_of(Plain) == frozenset()
     assert promises_of(First) == frozenset()
     assert len(promises_of(LeastConnections)) == 2
+
+
+def test_only_the_shared_ones_say_that_they_need_a_fleet() -> None:
+    """A class that does not say works alone, and what is merely truthy says nothing."""
+    assert {name for name in BUILT_IN if is_shared(get(name))} == SHARED
+    assert not is_shared(Plain)
+    assert not is_shared(type("Odd", (Plain,), {"shared": "no"}))
 
 
 def test_the_package_needs_nothing_but_the_standard_library() -> None:
