@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 import strategies
-from strategies.base import Call
+from strategies.base import NOWHERE, Call, Elsewhere
 
 SIZES = (2, 20, 100)
 # Enough for the clock's resolution, few enough for all of it to end within seconds; the best of the rounds counts, because
@@ -27,6 +27,10 @@ class Deployment:
     max_sessions: int | None
     ready_s: float | None
     first_audio_s: float | None
+    elsewhere: Elsewhere
+    minute_starts: int
+    minute_tokens: int
+    headroom: float | None
 
 
 def fleet(size: int) -> list[Deployment]:
@@ -41,6 +45,10 @@ def fleet(size: int) -> list[Deployment]:
             max_sessions=100,
             ready_s=rng.uniform(0.1, 0.5),
             first_audio_s=rng.uniform(0.3, 0.9),
+            elsewhere=NOWHERE,
+            minute_starts=rng.randrange(20),
+            minute_tokens=rng.randrange(50_000),
+            headroom=rng.random(),
         )
         for position in range(size)
     ]

@@ -404,7 +404,9 @@ def test_the_tightest_of_the_reported_limits_is_told() -> None:
             {"name": "tokens", "limit": 50_000, "remaining": 10_000, "reset_seconds": 12.5},
         )
     )
-    assert books.limits == [(pytest.approx(0.8), 12.5)]
+    ((spent, seconds),) = books.limits
+    assert spent == pytest.approx(0.8)
+    assert seconds == 12.5
 
 
 @pytest.mark.parametrize(
