@@ -1,9 +1,9 @@
 """Several workers: CPU of a relayed message with one worker and with two, connects of each, and how soon one is replaced.
 
-Both routers run all the time, pinned to one core, the load on another, and are measured one after the other at the same load in
-each round; their own processes' CPU counts, the parent's included. The targets are a ratio of at most 1.15, between 160 and 240 of
-400 connects for each of two workers, and 2 s from a worker's SIGKILL until its replacement accepts. Linux only: the figures come
-from ``/proc``.
+Both routers run all the time, pinned to one core, the load on another, and are measured one after the other at the same load
+in each round; their own processes' CPU counts, the parent's included. The targets are a ratio of at most 1.15, between 160 and
+240 of 400 connects for each of two workers, and 2 s from a worker's SIGKILL until its replacement accepts. Linux only: the
+figures come from ``/proc``.
 """
 
 from __future__ import annotations
@@ -216,7 +216,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="default 7")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a window; default 2")
     parser.add_argument("--warmup", type=float, default=0.5, help="seconds before each window; default 0.5")
-    parser.add_argument("--sessions", type=int, default=40, help="default 40")
+    # With few, most of what a message at real-time pace costs is that its process wakes up for it alone.
+    parser.add_argument("--sessions", type=int, default=150, help="default 150")
     # Each death in a row, of workers that do not live ten seconds, waits longer; the third one 0.4 s.
     parser.add_argument("--kills", type=int, default=3, help="default 3")
     parser.add_argument("--seed", type=int, default=1, help="of the order of the windows; default 1")

@@ -12,8 +12,9 @@ import contextlib
 import hashlib
 import math
 import resource
+import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import orjson
@@ -30,10 +31,12 @@ from router.errors import (
     BadHandshake,
     PermissionDenied,
     RouterError,
+    ShuttingDown,
+    Unavailable,
     UnknownModel,
     UpgradeRequired,
 )
-from router.events import Observers, SessionRefused
+from router.events import Notice, Observers, SessionRefused
 from router.pool import Group
 from router.providers.base import Forward
 from router.relay.contract import error_event
@@ -48,10 +51,16 @@ SERVER_NAME: Final = f"realtime-router/{__version__}"
 _REFUSAL_TIMEOUT_S: Final = 2.0
 # Descriptors kept for everything that is no session: listeners, metrics, files, DNS.
 _RESERVED_DESCRIPTORS: Final = 128
+# Connections that may wait to be accepted.
+BACKLOG: Final = 1024
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-# Given an ``Accept`` header, returns the body and content type of a metrics page.
-RenderMetrics = Callable[[str], tuple[bytes, str]]
+# Given an ``Accept`` header, returns the body and content type of a metrics page; one of several processes has to ask for it.
+MetricsPage = tuple[bytes, str]
+RenderMetrics = Callable[[str], MetricsPage | Awaitable[MetricsPage]]
+# Returns the view of all processes for ``GET /admin/deployments``. Both raise OSError (TimeoutError is one) when the others
+# cannot be asked.
+GatherDeployments = Callable[[], Awaitable[Mapping[str, Any]]]
 
 
 def error_body(error: RouterError) -> dict[str, Any]:
@@ -102,17 +111,25 @@ class Surface:
     Args:
         engine: serves the sessions.
         render_metrics: for ``/metrics``.
+        gather_deployments: for ``/admin/deployments``; ``None``: there is this process alone.
         wall_clock: epoch seconds, for the expiry of keys.
     """
 
     def __init__(
-        self, engine: Engine, *, render_metrics: RenderMetrics, wall_clock: Callable[[], float] = time.time
+        self,
+        engine: Engine,
+        *,
+        render_metrics: RenderMetrics,
+        gather_deployments: GatherDeployments | None = None,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        self.retired = False  # no new sessions here any more, those that run go on
         self._engine = engine
         self._settings: Settings = engine.settings
         self._server = engine.settings.server
         self._authenticator = Authenticator(self._server, wall_clock=wall_clock)
         self._render_metrics = render_metrics
+        self._gather_deployments = gather_deployments
         self._tell: Observers = engine.tell
 
     def routes(self, *, sessions: bool, operations: bool) -> list[web.RouteDef]:
@@ -144,6 +161,8 @@ class Surface:
         began = _Began()
         facts = {"principal": "", "model": ""}  # for the log of a refusal
         try:
+            if self.retired:
+                raise ShuttingDown(retry_after_s=1.0)
             upgrade = handshake.parse(head, self._server, peer=peer)
             peer = upgrade.client
             facts["model"] = upgrade.model[:128]
@@ -281,7 +300,7 @@ class Surface:
 
     async def ready(self, request: web.Request) -> web.StreamResponse:
         """New sessions are welcome; providers have no say in this."""
-        if self._engine.stopping:
+        if self._engine.stopping or self.retired:
             return json_response({"status": "stopping"}, status=503)
         return json_response({"status": "ok"})
 
@@ -291,12 +310,27 @@ class Surface:
             self._require_master(request)
         elif self._server.keyless:
             handshake.check_keyless(request_head(request))
-        body, content_type = self._render_metrics(request.headers.get("Accept", ""))
+        page = self._render_metrics(request.headers.get("Accept", ""))
+        if not isinstance(page, tuple):
+            try:
+                page = await page
+            except OSError as error:
+                return self._unanswered("metrics", error)
+        body, content_type = page
         return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
     async def deployments(self, request: web.Request) -> web.StreamResponse:
         """Every group with its deployments and their live state."""
         self._require_master(request)
+        if self._gather_deployments is None:
+            return json_response(self.describe())
+        try:
+            return json_response(await self._gather_deployments())
+        except OSError as error:
+            return self._unanswered("deployments", error)
+
+    def describe(self) -> dict[str, Any]:
+        """Every group with its deployments and their live state, as this process sees them."""
         groups = []
         for name, group in self._engine.pool.groups.items():
             groups.append(
@@ -324,7 +358,12 @@ class Surface:
                     ],
                 }
             )
-        return json_response({"generation": self._engine.generation, "groups": groups})
+        return {"generation": self._engine.generation, "groups": groups}
+
+    def _unanswered(self, what: str, error: OSError) -> web.Response:
+        """Numbers of one process in the place of those of all would be wrong ones."""
+        self._tell(Notice(level="warning", event="other workers not asked", facts={"what": what, "error": error}))
+        return json_response(error_body(Unavailable()), status=503, headers={"Retry-After": "1"})
 
     def _identify(self, request: web.Request) -> Principal:
         head = request_head(request)
@@ -488,11 +527,21 @@ class Server:
     Args:
         engine: serves the sessions.
         render_metrics: for ``/metrics``.
+        gather_deployments: see ``Surface``.
+        sockets: to listen on, those of clients and those of operators; ``None``: it opens its own. Closed with the server.
     """
 
-    def __init__(self, engine: Engine, *, render_metrics: RenderMetrics) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        render_metrics: RenderMetrics,
+        gather_deployments: GatherDeployments | None = None,
+        sockets: tuple[Sequence[socket.socket], Sequence[socket.socket]] | None = None,
+    ) -> None:
         self._engine = engine
-        self._surface = Surface(engine, render_metrics=render_metrics)
+        self._surface = Surface(engine, render_metrics=render_metrics, gather_deployments=gather_deployments)
+        self._sockets = sockets
         self._limits: _Limits  # set by ``start``
         self._runners: list[web.AppRunner] = []
         self._listeners: list[asyncio.Server] = []
@@ -504,17 +553,31 @@ class Server:
         Raises: OSError: an address cannot be had.
         """
         self._engine.start()
+        await self._engine.join()
         server = self._engine.settings.server
         limit = raise_descriptor_limit()
         room = max(2, limit - _RESERVED_DESCRIPTORS)
         # A session has two sockets.
         self._engine.max_sessions = min(server.max_sessions, room // 2)
         self._limits = _Limits(most=room, engine=self._engine, answer_timeout_s=server.handshake_timeout_s)
-        await self._listen(server.listen, self._surface.routes(sessions=True, operations=server.ops_listen is None))
+        clients, operators = (None, None) if self._sockets is None else self._sockets
+        await self._listen(server.listen, self._surface.routes(sessions=True, operations=server.ops_listen is None), clients)
         if server.ops_listen is not None:
-            await self._listen(server.ops_listen, self._surface.routes(sessions=False, operations=True))
+            await self._listen(server.ops_listen, self._surface.routes(sessions=False, operations=True), operators)
 
-    async def _listen(self, listen: ListenSettings, routes: list[web.RouteDef]) -> None:
+    def describe(self) -> dict[str, Any]:
+        """See ``Surface.describe``."""
+        return self._surface.describe()
+
+    def retire(self) -> None:
+        """Listen no longer and begin no session; those that are under way go on."""
+        self._surface.retired = True
+        for listener in self._listeners:
+            listener.close()
+
+    async def _listen(
+        self, listen: ListenSettings, routes: list[web.RouteDef], sockets: Sequence[socket.socket] | None
+    ) -> None:
         app = web.Application(middlewares=[in_json(self._engine.tell)], client_max_size=64 * 1024)
         app.add_routes(routes)
         app.on_response_prepare.append(_name_server)
@@ -544,11 +607,15 @@ class Server:
                 limits=self._limits,
             )
 
-        listener = await loop.create_server(protocol, listen.host, listen.port, backlog=1024, reuse_address=True)
-        self._listeners.append(listener)
-        for sock in listener.sockets:
-            host, port, *_ = sock.getsockname()
-            self.addresses.append((host, port))
+        if sockets is None:
+            opened = [await loop.create_server(protocol, listen.host, listen.port, backlog=BACKLOG, reuse_address=True)]
+        else:
+            opened = [await loop.create_server(protocol, sock=sock, backlog=BACKLOG) for sock in sockets]
+        for listener in opened:
+            self._listeners.append(listener)
+            for sock in listener.sockets:
+                host, port, *_ = sock.getsockname()
+                self.addresses.append((host, port))
 
     async def stop(self, *, code: int = 1001, timeout_s: float = 1.0) -> None:
         """Refuse new sessions, end the running ones with ``code``, stop listening."""

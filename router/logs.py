@@ -11,7 +11,8 @@ lost under it; warnings and errors of libraries (error stays error) |
 with its client; a readmission; a cool-down; a refused request (a flood of them is summed up) |
 | debug | a session's beginning; that it is ready; a ready first attempt; a ready probe |
 
-Each line has ``timestamp`` (UTC), ``level`` and ``event`` (short, from a fixed set, except for libraries' messages), then facts.
+Each line has ``timestamp`` (UTC), ``level`` and ``event`` (short, from a fixed set, except for libraries' messages), then facts;
+the first one of a line by one of several workers is ``worker``, its number.
 What comes from outside is bounded and escaped, so that it can neither break a line nor reach the terminal that shows it; what is
 secret or looks like it is replaced (``redaction.py``). Writing a line never raises: a session must not end because the log is
 full, closed, or gone. It does wait, though: whoever reads the other end of a pipe has to keep reading.
@@ -213,8 +214,9 @@ def _exception(error: BaseException, depth: int = 0) -> dict[str, Any]:
 class _Renderer:
     """structlog's last processor: facts → a line. It must not raise, for whoever logs does not expect it."""
 
-    def __init__(self, *, console: bool, colour: bool) -> None:
+    def __init__(self, *, console: bool, colour: bool, worker: int | None) -> None:
         self._render = _Console(colour) if console else _json
+        self._worker = {} if worker is None else {"worker": worker}
 
     def __call__(self, logger: object, method: str, facts: MutableMapping[str, Any]) -> str:
         try:
@@ -230,6 +232,7 @@ class _Renderer:
             "timestamp": facts.pop("timestamp", ""),
             "level": facts.pop("level", "info"),
             "event": _text(facts.pop("event", ""), MAX_MESSAGE_CHARS),
+            **self._worker,
         }
         error = _error_of(facts.pop("exc_info", None))
         checked = facts.pop(_CHECKED, None)
@@ -270,6 +273,8 @@ class _Console:
 
     def __call__(self, head: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         level = head["level"]
+        if "worker" in head:
+            facts = {"worker": head["worker"], **{"worker_" if key == "worker" else key: facts[key] for key in facts}}
         # An empty fact tells a person nothing.
         pairs = [
             (str(key).translate(_ESCAPES), _value(value)) for key, value in facts.items() if value not in (None, "", [], {})
@@ -371,6 +376,7 @@ def configure(
     level: LogLevel = "info",
     stream: TextIO | None = None,
     *,
+    worker: int | None = None,
     environ: Mapping[str, str] = os.environ,
     clock: Callable[[], float] = time.monotonic,
 ) -> Log:
@@ -380,6 +386,7 @@ def configure(
         format: ``auto`` is ``console`` on a terminal, else ``json``. Colours are for terminals only, and not with ``NO_COLOR``.
         level: least level that is shown; libraries are shown from ``warning`` on, whatever it is.
         stream: standard error when left out.
+        worker: number of this process among several that write to one stream; in each line.
         environ: for ``NO_COLOR`` and ``TERM``.
         clock: monotonic seconds, for the bound on floods.
 
@@ -401,6 +408,7 @@ def configure(
             _Renderer(
                 console=format == "console" or (format == "auto" and terminal),
                 colour=terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb",
+                worker=worker,
             ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),

@@ -10,6 +10,7 @@ registry is handed in; nothing here touches the library's global one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final, TypeVar, cast
 
@@ -25,12 +26,18 @@ from prometheus_client.process_collector import ProcessCollector
 from router import events
 from router._version import __version__
 from router.errors import RouterError
+from router.fleet.beat import Fleet
 from router.pool import Deployment
 from router.retry import Outcome
 from router.usage import USAGE_FIELDS
+from strategies.base import Freshness
 
 PREFIX: Final = "realtime_router_"
 OTHER: Final = "other"
+
+# What the parent of several workers counts itself; its text is told in both places.
+RESTARTS: Final = "worker_restarts"
+RESTARTS_TEXT: Final = "Workers that ended on their own and were replaced."
 
 # Every word that ``Deployment.state`` may say.
 STATES: Final = ("admitting", "ejected", "probing", "cooling_down", "draining", "maint", "misconfigured")
@@ -48,6 +55,9 @@ _READY_BUCKETS_S: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5
 _FIRST_AUDIO_BUCKETS_S: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.3, 1.7, 2.5, 4.0, 8.0)
 _SESSION_BUCKETS_S: Final = (1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 2700, 3600, 5400, 7200)
 _LAG_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+_BEAT_BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 3.0)
+_BEAT_OUTCOMES: Final = frozenset({"answered", "failed"})
 
 _DEPLOYMENT: Final = ("group", "deployment")
 
@@ -74,13 +84,14 @@ class Metrics:
         self._by_deployment: list[tuple[MetricWrapperBase, tuple[str, ...]]] = []
         self._by_group: list[tuple[MetricWrapperBase, tuple[str, ...]]] = []
         self._pool: Callable[[], Iterable[Deployment]] = tuple
+        self._fleet: Fleet | None = None
         self._announced: set[tuple[str, str]] = set()
         # Only what each running session adds to every few seconds: (direction, type) → events and bytes, bound.
         self._traffic_children: dict[tuple[str, str], tuple[Counter, Counter]] = {}
         self._children: dict[tuple[MetricWrapperBase, tuple[str, ...]], MetricWrapperBase] = {}
         self._define()
         Info(f"{PREFIX}build", "The program's version.", registry=registry).info({"version": version})
-        registry.register(_LiveState(self._live))
+        registry.register(_LiveState(self._live, lambda: self._fleet))
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -98,6 +109,8 @@ class Metrics:
             events.CooledDown: self._cooled_down,
             events.ConfigAlarm: self._config_alarm,
             events.Probed: self._probed,
+            events.TurnedAway: self._turned_away,
+            events.FleetBeat: self._beat,
             events.Notice: self._notice,
         }
 
@@ -116,6 +129,10 @@ class Metrics:
             pool: called at each scrape; gives the deployments that exist then. Of two with one id the first is shown.
         """
         self._pool = pool
+
+    def watch_fleet(self, fleet: Fleet | None) -> None:
+        """Show from now on how this process is joined to others; ``None``: it is not."""
+        self._fleet = fleet
 
     def forget(self, deployment: str) -> None:
         """Drop what was counted for a deployment that a later generation removed, once its last session has ended.
@@ -161,13 +178,15 @@ class Metrics:
         Returns:
             Body and content type.
         """
+        page = Page(accept)
+        for metric in self.collect():
+            page.add(metric)
+        return page.body, page.content_type
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield everything as it is now, for a page or for whoever adds up several processes."""
         self._announce()
-        collector = _WithoutCreated(self._registry)
-        if "application/openmetrics-text" in accept:
-            # The library leaves this one unannotated.
-            encode: Callable[[_WithoutCreated], bytes] = openmetrics.generate_latest
-            return encode(collector), openmetrics.CONTENT_TYPE_LATEST
-        return generate_latest(collector), CONTENT_TYPE_PLAIN_0_0_4
+        return _WithoutCreated(self._registry).collect()
 
     # --- definitions --------------------------------------------------------------------------------
 
@@ -219,8 +238,19 @@ class Metrics:
             Counter, "deployment_config_alarms", "Failures that only an operator can mend: key, quota, access.", _DEPLOYMENT
         )
         self._probes = self._make(Counter, "probes", "Active probes that ended.", outcome)
+        # The fleet.
+        self._turned = self._make(
+            Counter, "deployment_turned_away", "Sessions that found the fleet's limit of a deployment used up.", _DEPLOYMENT
+        )
+        self._beats = self._make(Counter, "fleet_beats", "Beats by outcome.", ("outcome",))
+        self._beat_seconds = self._make(
+            Histogram, "fleet_beat_seconds", "From a beat to its answer or failure.", buckets=_BEAT_BUCKETS_S
+        )
         # The process.
         self._notices = self._make(Counter, "notices", "Notices to the operator that belong to no session.", ("level",))
+        # Each process says 1 and 0; of several, the parent adds up and puts in what it counted.
+        self._make(Gauge, "workers", "Processes that serve.").set(1)
+        self._make(Counter, RESTARTS, RESTARTS_TEXT)
         self._loop_lag = self._make(Histogram, "event_loop_lag_seconds", "By how much timers fired late.", buckets=_LAG_BUCKETS_S)
         self._config_generation = self._make(Gauge, "config_generation", "Number of the configuration in force.")
         self._config_successful = self._make(Gauge, "config_last_reload_successful", "1: the last configuration was accepted.")
@@ -313,6 +343,13 @@ class Metrics:
     def _probed(self, event: events.Probed) -> None:
         self._probes.labels(_label(event.group), _label(event.deployment), _one_of(event.outcome, _OUTCOMES)).inc()
 
+    def _turned_away(self, event: events.TurnedAway) -> None:
+        self._turned.labels(_label(event.group), _label(event.deployment)).inc()
+
+    def _beat(self, event: events.FleetBeat) -> None:
+        self._beats.labels(_one_of(event.outcome, _BEAT_OUTCOMES)).inc()
+        self._beat_seconds.observe(event.seconds)
+
     def _notice(self, event: events.Notice) -> None:
         self._notices.labels(_one_of(event.level, _LEVELS)).inc()
 
@@ -336,7 +373,7 @@ class Metrics:
             self._announced.add(key)
             for family in (self._active, self._started, self._fallbacks):
                 family.labels(key[0])
-            for family in (self._readmissions, self._cool_downs, self._alarms):
+            for family in (self._readmissions, self._cool_downs, self._alarms, self._turned):
                 family.labels(*key)
             for outcome in Outcome:
                 self._attempts.labels(*key, outcome.value)
@@ -368,18 +405,19 @@ def end_code(record: events.SessionRecord) -> str:
 class _LiveState:
     """A collector of the library's kind: reads the deployments' state when somebody scrapes."""
 
-    def __init__(self, deployments: Callable[[], Iterable[Deployment]]) -> None:
+    def __init__(self, deployments: Callable[[], Iterable[Deployment]], fleet: Callable[[], Fleet | None]) -> None:
         self._deployments = deployments
+        self._fleet = fleet
 
     def describe(self) -> Iterable[Metric]:
         """The same metrics without values; the library asks for their names when it registers the collector."""
-        return self._families(())
+        return self._families((), None)
 
     def collect(self) -> Iterable[Metric]:
         """The metrics with the values of now."""
-        return self._families(self._deployments())
+        return self._families(self._deployments(), self._fleet())
 
-    def _families(self, deployments: Iterable[Deployment]) -> Iterable[Metric]:
+    def _families(self, deployments: Iterable[Deployment], fleet: Fleet | None) -> Iterable[Metric]:
         info = InfoMetricFamily(f"{PREFIX}deployment", "What a deployment is; 1.", labels=_DEPLOYMENT)
         state = _gauge("deployment_state", "1 for the state it is in, 0 for the others.", "state")
         sessions = _gauge("deployment_sessions", "Sessions it holds, dials under way included.")
@@ -391,6 +429,7 @@ class _LiveState:
         ejected = _gauge("deployment_ejected_seconds", "Seconds until an ejected one is probed; 0 otherwise.")
         used = _gauge("deployment_limit_used", "Session starts and tokens of the last minute.", "limit")
         most = _gauge("deployment_limit_max", "Most starts and tokens a minute; absent without a limit.", "limit")
+        elsewhere = _gauge("deployment_sessions_elsewhere", "Sessions that other processes of the fleet hold, as last heard.")
         for deployment in deployments:
             settings = deployment.settings
             labels = [_label(settings.group), _label(deployment.id)]
@@ -399,6 +438,8 @@ class _LiveState:
             for word in STATES:
                 state.add_metric([*labels, word], float(word == now))
             sessions.add_metric(labels, deployment.sessions)
+            if fleet is not None:
+                elsewhere.add_metric(labels, deployment.elsewhere.sessions)
             weight.add_metric(labels, deployment.weight)
             failures.add_metric(labels, deployment.breaker.failures)
             ejected.add_metric(labels, deployment.breaker.remaining_s())
@@ -413,7 +454,76 @@ class _LiveState:
                 used.add_metric([*labels, name], window.used())
                 if window.limit is not None:
                     most.add_metric([*labels, name], window.limit)
-        return info, state, sessions, max_sessions, weight, ready, audio, failures, ejected, used, most
+        live = (info, state, sessions, elsewhere, max_sessions, weight, ready, audio, failures, ejected, used, most)
+        return (*live, *_fleet_families(fleet))
+
+
+def _fleet_families(fleet: Fleet | None) -> Iterable[Metric]:
+    mode = GaugeMetricFamily(f"{PREFIX}fleet_mode", "1 for how far the other processes are known, 0 otherwise.", labels=("mode",))
+    members = GaugeMetricFamily(f"{PREFIX}fleet_members", "Processes of the fleet, this one included, as last heard.")
+    age = GaugeMetricFamily(f"{PREFIX}fleet_picture_age_seconds", "Age of what is known of the others; absent when nothing is.")
+    if fleet is not None:
+        picture = fleet.picture
+        for freshness in Freshness:
+            mode.add_metric([freshness.value], float(freshness is picture.freshness))
+        members.add_metric([], picture.members + 1)
+        if math.isfinite(picture.age_s):
+            age.add_metric([], picture.age_s)
+    return mode, members, age
+
+
+class Page:
+    """The answer to a scrape, put together family by family, so that whoever does it can attend to others in between.
+
+    Args:
+        accept: the request's ``Accept``; OpenMetrics for whoever names it, else Prometheus' text format.
+    """
+
+    _END: Final = b"# EOF\n"
+
+    def __init__(self, accept: str = "") -> None:
+        self._openmetrics = "application/openmetrics-text" in accept
+        self._parts: list[bytes] = []
+
+    def add(self, metric: Metric) -> None:
+        """Add a family; each name once."""
+        for _ in self.add_in_slices(metric, max(1, len(metric.samples))):
+            pass
+
+    def add_in_slices(self, metric: Metric, samples: int = 200) -> Iterator[None]:
+        """Add a family; each name once. Yields after so many samples of it, for it may take long."""
+        # The library leaves OpenMetrics' unannotated.
+        encode: Callable[[_One], bytes] = openmetrics.generate_latest if self._openmetrics else generate_latest
+        for start in range(0, max(1, len(metric.samples)), samples):
+            part = Metric(metric.name, metric.documentation, metric.type)
+            part.samples = metric.samples[start : start + samples]
+            text = encode(_One(part)).removesuffix(self._END)
+            while start and text.startswith(b"# "):
+                # The family's head has been written.
+                text = text[text.index(b"\n") + 1 :]
+            self._parts.append(text)
+            yield
+
+    @property
+    def body(self) -> bytes:
+        """The page with what was added so far."""
+        return b"".join((*self._parts, self._END) if self._openmetrics else self._parts)
+
+    @property
+    def content_type(self) -> str:
+        """Of the body."""
+        return openmetrics.CONTENT_TYPE_LATEST if self._openmetrics else CONTENT_TYPE_PLAIN_0_0_4
+
+
+class _One:
+    """A collector of one family."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterable[Metric]:
+        """Return it."""
+        return (self._metric,)
 
 
 class _WithoutCreated:
@@ -425,7 +535,7 @@ class _WithoutCreated:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._source = registry
 
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
         for metric in self._source.collect():
             created = f"{metric.name}_created"

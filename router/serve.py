@@ -1,4 +1,7 @@
-"""One process of the router, from its configuration to its exit code: event loop, observers, server, signals."""
+"""One process of the router, from its configuration to its exit code: event loop, observers, server, signals.
+
+Several that serve the same addresses are in ``router.workers``, and made of the same pieces.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from router.config.settings import Settings
 from router.engine import Engine
 from router.eventloop import new_event_loop
 from router.events import Notice, Observers
+from router.fleet.exchange import Exchange
 from router.lag import LoopLag
 from router.metrics import Metrics
 from router.relay.fastpath import accelerated
@@ -47,9 +51,15 @@ def serve(loaded: Loaded) -> int:
     tell = Observers([observer])
     for warning in loaded.warnings:
         tell(Notice(level="warning", event="configuration", facts={"warning": str(warning)}))
-    code = run(lambda: serve_until_signal(loaded.settings, tell))
+    if server.workers > 1:
+        # Forks, so it must not have an event loop.
+        from router.workers.parent import Parent
+
+        code = Parent(loaded.settings, tell).run()
+    else:
+        code = run(lambda: serve_until_signal(loaded.settings, tell))
     observer.flush()
-    _drop_unread(sys.stderr)
+    drop_unread(sys.stderr)
     return code
 
 
@@ -70,15 +80,10 @@ async def serve_until_signal(
         loop.add_signal_handler(number, stop.set)
     if hasattr(signal, "SIGHUP"):
         # A terminal that closes, or an operator who expects a reload, must not end every call.
-        loop.add_signal_handler(signal.SIGHUP, *((stop.set,) if hangup_ends else (_hangup, tell)))
-    loop.set_exception_handler(lambda _, context: _loop_error(tell, context))
+        loop.add_signal_handler(signal.SIGHUP, *((stop.set,) if hangup_ends else (hangup, tell)))
+    loop.set_exception_handler(lambda _, context: loop_error(tell, context))
 
-    registry = CollectorRegistry()
-    metrics = Metrics(registry, known_types=KNOWN_TYPES)
-    tell.add(metrics)
-    engine = Engine(settings, tell=tell)
-    metrics.watch(lambda: engine.pool.deployments)
-    metrics.config_loaded(engine.generation, epoch_s=time.time())
+    engine, metrics = assemble(settings, tell)
     server = Server(engine, render_metrics=metrics.render)
     lag = LoopLag(metrics.loop_lag)
     lag.start()
@@ -86,22 +91,14 @@ async def serve_until_signal(
         try:
             await server.start()
         except OSError as error:
-            listen = settings.server.listen
             await server.stop(timeout_s=0)
-            print(f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}", file=sys.stderr)
+            cannot_listen(settings, error)
             return 1
-        # What was made so far lives as long as the process: the collector need not walk it again and again.
-        gc.collect()
-        gc.freeze()
-        # A session leaves no garbage that would need the collector, which walks over all that run to find that out.
-        gc.set_threshold(*GC_THRESHOLDS)
-        gc.enable()
+        settle()
         url = url_of(server.addresses[0])
         say(f"realtime-router listening on {url}" if started is None else started(url))
-        facts = {"url": url, "groups": len(settings.groups), "relay": "accelerated" if accelerated else "pure"}
-        if settings.server.ops_listen is not None:
-            facts["operations"] = "http://{}:{}".format(*server.addresses[-1])
-        tell(Notice(level="info", event="listening", facts=facts))
+        operations = None if settings.server.ops_listen is None else server.addresses[-1]
+        tell(Notice(level="info", event="listening", facts=facts_of(settings, url, operations)))
         await stop.wait()
         tell(Notice(level="info", event="stopping", facts={"sessions": engine.sessions}))
         await server.stop(timeout_s=STOP_TIMEOUT_S)
@@ -111,14 +108,63 @@ async def serve_until_signal(
     return 0
 
 
+def assemble(
+    settings: Settings, tell: Observers, *, exchange: Exchange | None = None, member: str | None = None
+) -> tuple[Engine, Metrics]:
+    """Put together what serves and what counts, inside the event loop.
+
+    Args:
+        settings: the generation.
+        tell: observers; the metrics are added.
+        exchange, member: see ``Engine``.
+    """
+    metrics = Metrics(CollectorRegistry(), known_types=KNOWN_TYPES)
+    tell.add(metrics)
+    engine = Engine(settings, tell=tell, exchange=exchange, member=member)
+    metrics.watch(lambda: engine.pool.deployments)
+    metrics.watch_fleet(engine.fleet)
+    metrics.config_loaded(engine.generation, epoch_s=time.time())
+    return engine, metrics
+
+
+def settle() -> None:
+    """The start is over: set the garbage collector to what serving needs."""
+    # What was made so far lives as long as the process: the collector need not walk it again and again.
+    gc.collect()
+    gc.freeze()
+    # A session leaves no garbage that would need the collector, which walks over all that run to find that out.
+    gc.set_threshold(*GC_THRESHOLDS)
+    gc.enable()
+
+
+def cannot_listen(settings: Settings, error: OSError) -> None:
+    """Complain of an address that cannot be had."""
+    listen = settings.server.listen
+    print(f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}", file=sys.stderr)
+
+
+def facts_of(settings: Settings, url: str, operations: tuple[str, int] | None) -> dict[str, Any]:
+    """What the log says when connections are accepted.
+
+    Args:
+        settings: the generation.
+        url: for clients.
+        operations: the operators' own address, if they have one.
+    """
+    facts: dict[str, Any] = {"url": url, "groups": len(settings.groups), "relay": "accelerated" if accelerated else "pure"}
+    if operations is not None:
+        facts["operations"] = "http://{}:{}".format(*operations)
+    return facts
+
+
 def say(text: str) -> None:
     """Print on standard output; whoever reads it may be gone, and that is no reason to end."""
     with contextlib.suppress(OSError):
         print(text, flush=True)
-    _drop_unread(sys.stdout)
+    drop_unread(sys.stdout)
 
 
-def _drop_unread(stream: TextIO | None) -> None:
+def drop_unread(stream: TextIO | None) -> None:
     """Lose what nobody will read: it would fail once more when the interpreter ends, and turn the exit code into 120."""
     if stream is None:
         return
@@ -135,11 +181,13 @@ def url_of(address: tuple[str, int]) -> str:
     return f"ws://{f'[{host}]' if ':' in host else host}:{port}/v1/realtime"
 
 
-def _hangup(tell: Observers) -> None:
+def hangup(tell: Observers) -> None:
+    """Say that SIGHUP does nothing."""
     tell(Notice(level="warning", event="SIGHUP ignored", facts={"reason": "this version reads its configuration at start only"}))
 
 
-def _loop_error(tell: Observers, context: dict[str, Any]) -> None:
+def loop_error(tell: Observers, context: dict[str, Any]) -> None:
+    """Tell of what nobody caught on the event loop."""
     facts = {"message": str(context.get("message", ""))}
     error = context.get("exception")
     tell(Notice(level="error", event="event loop", facts=facts if error is None else {**facts, "error": error}))
