@@ -14,6 +14,8 @@ Where to find what:
                     breaker.py, limits.py, load.py
     upstream.py     the dial, until the first good event; providers/ who is dialled and how
                     eventloop.py, tls.py, tlstransport.py: the loop under it, certificates and resumption, TLS
+    fleet/          what replicas and workers tell each other, and limits that hold for all of them
+    workers/        several processes behind one address; serve.py one process, from its configuration to its exit code
     relay/          two transports joined: bytes verbatim, a scanner that follows the frames; accel/ beside router/: its fast
                     path in C
     accounting.py   turns, first audio, usage; events.py what happened → metrics.py, logs.py

@@ -331,6 +331,7 @@ class Surface:
 
     def describe(self) -> dict[str, Any]:
         """Every group with its deployments and their live state, as this process sees them."""
+        fleet = self._engine.fleet
         groups = []
         for name, group in self._engine.pool.groups.items():
             groups.append(
@@ -349,16 +350,29 @@ class Surface:
                             "order": deployment.settings.order,
                             "weight": deployment.weight,
                             "sessions": deployment.sessions,
+                            "sessions_elsewhere": None if fleet is None else deployment.elsewhere.sessions,
                             "max_sessions": deployment.max_sessions,
                             "ready_s": deployment.ready_s if deployment.was_ready else None,
                             "first_audio_s": deployment.first_audio_s,
+                            "minute_starts": deployment.minute_starts,
+                            "minute_tokens": deployment.minute_tokens,
+                            "headroom": deployment.headroom,
                             "available_in_s": deployment.available_in_s(),
                         }
                         for deployment in group.deployments
                     ],
                 }
             )
-        return {"generation": self._engine.generation, "groups": groups}
+        joined = None
+        if fleet is not None:
+            age_s = fleet.picture.age_s
+            joined = {
+                "member": fleet.member,
+                "mode": fleet.mode,
+                "members": fleet.picture.members + 1,
+                "picture_age_s": age_s if math.isfinite(age_s) else None,
+            }
+        return {"generation": self._engine.generation, "fleet": joined, "groups": groups}
 
     def _unanswered(self, what: str, error: OSError) -> web.Response:
         """Numbers of one process in the place of those of all would be wrong ones."""

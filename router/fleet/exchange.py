@@ -54,6 +54,10 @@ class Exchange(Protocol):
     def interval_s(self) -> float:
         """Seconds between two beats."""
 
+    @property
+    def patience_s(self) -> float:
+        """Longest that a session waits for the answer to ``acquire``, in seconds."""
+
     async def beat(self, share: Mapping[str, Vector], renew: Mapping[str, Sequence[str]]) -> Heard:
         """Publish this process's whole share for ``board.SHARE_TTL_S``, and renew places for ``board.PLACE_TTL_S``.
 

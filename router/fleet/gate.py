@@ -1,8 +1,9 @@
 """Hard limits across the fleet: a place on a deployment is asked for before it is dialled.
 
 This is the one thing of the fleet that a connection waits for, and only on a deployment with ``max_sessions``: at most
-``BUDGET_S``, then the gate counts as lost and answers by itself until the beat has found its way back: each process grants
-its part of the limit (``on_loss: open``), or nothing (``closed``). Who is refused goes on to the next deployment.
+``Exchange.patience_s``, then the gate counts as lost and answers by itself until the beat has found its way back: each
+process grants its part of the limit (``on_loss: open``), or nothing (``closed``). Who is refused goes on to the next
+deployment.
 
 Every place has a name of its own, so that asking twice, giving back twice and giving back what was never had are all
 harmless. What this process holds is its own truth: the beat enters it anew, whatever the limit says, when a server forgot
@@ -25,8 +26,6 @@ from router.fleet.picture import Picture
 from router.pool import Lease
 from router.tasks import Tasks
 
-#: Longest wait of a session for the answer to whether there is room.
-BUDGET_S: Final = 0.05
 #: After a refusal a deployment counts as full for this long, and nobody asks.
 REFUSAL_HOLDS_S: Final = 0.25
 # Each place is renewed this often: three beats of five may be lost before one ends.
@@ -150,7 +149,7 @@ class Gate:
             self._asking = True
             self._tasks.spawn(self._ask_all(), name="fleet places")
         try:
-            async with budget(BUDGET_S):
+            async with budget(self._exchange.patience_s):
                 return await answer
         except TimeoutError as error:
             self._lost(error)

@@ -54,6 +54,7 @@ class RedisExchange:
     """
 
     interval_s = 1.0
+    patience_s = 0.05
 
     def __init__(self, settings: FleetSettings, *, member: str) -> None:
         # 100 ms and 10 MiB, which a router without a fleet does not pay.

@@ -34,6 +34,11 @@ class ParentExchange:
         """Seconds between two beats."""
         return INTERVAL_S
 
+    @property
+    def patience_s(self) -> float:
+        """A parent on the same host that has not answered is not away but has no CPU, and its limits hold all the same."""
+        return TIMEOUT_S
+
     async def beat(self, share: Mapping[str, Vector], renew: Mapping[str, Sequence[str]]) -> Heard:
         """Publish this process's whole share and renew its places; return what the others hold."""
         answer = await self._end.ask("beat", timeout_s=TIMEOUT_S, share=picture.encode(share).decode(), renew=renew)

@@ -227,6 +227,7 @@ Document = Mapping[str, Any]
 def merge_deployments(documents: Mapping[int, tuple[int, Document]], *, silent: Mapping[int, int]) -> dict[str, Any]:
     """Return one document for ``GET /admin/deployments``.
 
+    ``sessions_elsewhere`` are those of processes that are none of these workers; ``fleet`` is as the first worker sees it.
     A deployment's ``state`` is the one that most workers see, and what explains it (``obstacle``, ``reason``, …) is theirs; its
     sessions are the sum; ``workers`` tells what each sees.
 
@@ -263,6 +264,9 @@ def _deployment(seen: Sequence[tuple[int, int, Document]]) -> dict[str, Any]:
         **of_state[0],
         "weight": max(one["weight"] for _, _, one in seen),
         "sessions": sum(one["sessions"] for _, _, one in seen),
+        "sessions_elsewhere": _elsewhere([one for _, _, one in seen]),
+        "minute_starts": max(one["minute_starts"] for _, _, one in seen),
+        "minute_tokens": max(one["minute_tokens"] for _, _, one in seen),
         "ready_s": _mean(one["ready_s"] for _, _, one in seen),
         "first_audio_s": _mean(one["first_audio_s"] for _, _, one in seen),
         "available_in_s": min(waits_s, default=None),
@@ -271,6 +275,12 @@ def _deployment(seen: Sequence[tuple[int, int, Document]]) -> dict[str, Any]:
             for number, pid, one in seen
         ],
     }
+
+
+def _elsewhere(seen: Sequence[Document]) -> int | None:
+    """The fleet's sessions without those of these workers, each of which knows the whole as of another moment."""
+    totals = [one["sessions"] + one["sessions_elsewhere"] for one in seen if one["sessions_elsewhere"] is not None]
+    return max(0, max(totals) - sum(one["sessions"] for one in seen)) if totals else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -49,6 +49,7 @@ class MemoryExchange:
         self.board = board
         self.condition: Condition = "up"
         self.interval_s = 1.0
+        self.patience_s = 0.05
         self.calls = 0
         # Where calls stop until this is set to nothing again: before they arrive, or on their way back.
         self.stalled: Literal["", "there", "back"] = ""

@@ -140,6 +140,10 @@ async def test_a_replica_with_nothing_of_its_own_sees_what_others_hold(valkey: R
         await until(lambda: seen.elsewhere.sessions == 20, every_s=0.02)
         await open_many(second.connect, 10)
         assert [sim.stats.active for sim in sims] == [20, 10]
+        view = (await second.request("/admin/deployments")).json
+        assert (view["fleet"]["mode"], view["fleet"]["members"]) == ("fresh", 2)
+        shown = view["groups"][0]["deployments"]
+        assert [(one["sessions"], one["sessions_elsewhere"]) for one in shown] == [(0, 20), (10, 0)]
         # It counts on the other replica to do the same until it hears that it did not.
         for _ in range(2):
             await second.until(FleetBeat, len(second.of(FleetBeat)) + 1)
@@ -310,6 +314,7 @@ async def test_a_server_in_trouble_is_not_felt(valkey: RedisServer, simulator: S
     entries[0]["litellm_params"]["max_sessions"] = 1000
     async with replicas(fleet_config(valkey, *entries), 2) as routers, clients() as open_many:
         running = [ws for router in routers for ws in await open_many(router.connect, 10)]
+        assert (await routers[0].request("/admin/deployments")).json["fleet"]["mode"] == "fresh"
         async with trouble(valkey):
             await asyncio.gather(*(told_lost(router) for router in routers))
             for ws in running:

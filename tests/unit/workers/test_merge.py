@@ -328,6 +328,10 @@ def seen(**facts: Any) -> dict[str, Any]:
         "ready_s": None,
         "first_audio_s": None,
         "available_in_s": None,
+        "sessions_elsewhere": None,
+        "minute_starts": 0,
+        "minute_tokens": 0,
+        "headroom": None,
         **facts,
     }
 
@@ -377,6 +381,17 @@ def test_of_two_views_the_troubled_one_is_shown(states: tuple[str, str]) -> None
     """Whoever looks at the view looks for trouble, and the order of the workers has no say."""
     documents = {number: (number, document(seen(state=state))) for number, state in enumerate(states)}
     assert merge.merge_deployments(documents, silent={})["groups"][0]["deployments"][0]["state"] == "ejected"
+
+
+def test_sessions_of_other_hosts_are_what_the_whole_has_beyond_these_workers() -> None:
+    """Each worker's "elsewhere" holds its siblings; what is shown holds none of them, and is never negative."""
+    facts = [{"sessions": 3, "sessions_elsewhere": 9}, {"sessions": 4, "sessions_elsewhere": 8}]
+    documents = {number: (number, document(seen(**each, minute_tokens=7))) for number, each in enumerate(facts)}
+    (one,) = merge.merge_deployments(documents, silent={})["groups"][0]["deployments"]
+    assert (one["sessions"], one["sessions_elsewhere"], one["minute_tokens"]) == (7, 5, 7)
+    alone = {0: (1, document(seen(sessions=2, sessions_elsewhere=0))), 1: (2, document(seen(sessions=2, sessions_elsewhere=0)))}
+    (one,) = merge.merge_deployments(alone, silent={})["groups"][0]["deployments"]
+    assert one["sessions_elsewhere"] == 0
 
 
 def test_every_state_has_its_place() -> None:
