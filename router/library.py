@@ -149,6 +149,8 @@ class Router:
         if not self._started:
             self._started = True
             engine.start()
+        # Once, and bounded: whoever is asked for a place has to know this process first.
+        await engine.join()
         group = engine.pool.find(model)
         if group is None:
             raise UnknownModel(f"No group goes by the name {model[:80]!r}.")

@@ -87,7 +87,7 @@ class SlidingWindow:
     length, wherever it begins.
     """
 
-    __slots__ = ("_buckets", "_clock", "_current", "_limit", "_total", "_width_s", "_window_s")
+    __slots__ = ("_buckets", "_clock", "_current", "_limit", "_total", "_width_s", "_window_s", "added")
 
     def __init__(self, limit: int | None, window_s: float = 60.0, *, clock: Callable[[], float]) -> None:
         """Start empty.
@@ -109,6 +109,8 @@ class SlidingWindow:
         # One bucket more than the window holds: the current one is only begun.
         self._buckets = [0] * (_BUCKETS + 1)
         self._total = 0
+        #: All that was ever counted, less what was taken back.
+        self.added = 0
         # Number of the bucket being filled, counted from the clock's zero; its place in the ring is the remainder.
         self._current = self._number()
 
@@ -130,6 +132,7 @@ class SlidingWindow:
         amount = _amount(n)
         self._buckets[self._current % len(self._buckets)] += amount
         self._total += amount
+        self.added += amount
 
     def take_back(self) -> None:
         """Undo one ``add()`` of this moment: what it counted did not happen after all."""
@@ -138,6 +141,7 @@ class SlidingWindow:
             if self._buckets[place]:
                 self._buckets[place] -= 1
                 self._total -= 1
+                self.added -= 1
                 return
 
     def used(self) -> int:

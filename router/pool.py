@@ -28,19 +28,20 @@ LATENCY_DECAY_S: Final = 30.0
 MAX_RETRY_AFTER_S: Final = 60.0
 # A provider's report of its limits (``rate_limits.updated``) says nothing about later than this.
 MAX_REPORT_S: Final = 60.0
+_NEXT_BEAT_S: Final = 1.0
 
 
 class Limits(Protocol):
     """Says how much of a limit of the whole fleet this process may use."""
 
-    def most(self, limit: int) -> int:
-        """Return the most sessions that this process may hold of a limit of the fleet, as things are."""
+    def most(self, deployment: str, limit: int) -> int:
+        """Return the most sessions that this process may hold on a deployment under a limit of the fleet, as things are."""
 
 
 class Alone:
     """No fleet: every limit is this process's own."""
 
-    def most(self, limit: int) -> int:
+    def most(self, deployment: str, limit: int) -> int:
         """Return the limit."""
         return limit
 
@@ -120,6 +121,8 @@ class Deployment:
         # Share of the provider's own limits that is used up, as it reported, and until when that means anything.
         self._spent = 0.0
         self._spent_until = -math.inf
+        # What the windows had counted when the others were told last, and when they were last told that has been heard.
+        self._telling = self._told = (0, 0)
         self._clock = clock
         self._tell = tell
         self._picture = picture
@@ -203,7 +206,7 @@ class Deployment:
         if self.cool_down.active:
             return "cooling_down"
         most = self.settings.max_sessions
-        if most is not None and (self.sessions >= self._limits.most(most) or self.full_until > self._clock()):
+        if most is not None and (self.sessions >= self._limits.most(self.settings.id, most) or self.full_until > self._clock()):
             return "full"
         if self._lacks_room(self.starts, "minute_starts") or self._lacks_room(self.tokens, "minute_tokens"):
             return "rate_limited"
@@ -223,7 +226,24 @@ class Deployment:
         if window.limit is None:
             return False
         limit, used = self._of_the_fleet(window, name)
-        return used >= limit
+        if used >= limit:
+            return True
+        others = self._picture.members
+        if not others or self._picture.freshness is Freshness.LOCAL:
+            return False
+        # All processes see the same room, and what each of them takes the others see with the next beat only: until then it
+        # is shared out. One is always allowed, or the last places would be nobody's.
+        since = window.added - self._told[0 if window is self.starts else 1]
+        room = limit - (used - since)
+        return since >= max(1, room // (others + 1))
+
+    def telling(self) -> None:
+        """The others are about to be told what this process holds."""
+        self._telling = (self.starts.added, self.tokens.added)
+
+    def told(self) -> None:
+        """What they were told then has reached them."""
+        self._told = self._telling
 
     def eligible(self) -> bool:
         """Whether a session may begin here now."""
@@ -249,7 +269,8 @@ class Deployment:
                     # What others have used will be less by then; nobody here knows by how much.
                     waits_s.append(window.room_in_s(1 + self._minute_elsewhere(name)))
             known_s = [wait_s for wait_s in waits_s if wait_s < math.inf]
-            return max(known_s, default=None)
+            # Nothing to wait for but the next beat.
+            return max((_NEXT_BEAT_S, *known_s)) if known_s else None
         return self.breaker.remaining_s() if not obstacle else None
 
     def lease(self) -> Lease:

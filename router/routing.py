@@ -353,7 +353,16 @@ class Routing:
         settings = deployment.settings
         try:
             if self._admission is not None and settings.max_sessions is not None:
-                if not await self._admission.admit(lease):
+                try:
+                    admitted = await self._admission.admit(lease)
+                except asyncio.CancelledError:
+                    # Nobody was dialled, so nothing is recorded.
+                    self._turned_away(search, deployment, lease)
+                    raise
+                if not admitted:
+                    group = deployment.settings.group
+                    self._tell(TurnedAway(session=search.session, deployment=deployment.id, group=group))
+                if not admitted or search.over:
                     self._turned_away(search, deployment, lease)
                     return None
                 started = self._clock()
@@ -400,7 +409,6 @@ class Routing:
         search.under_way.pop(deployment.id, None)
         search.full.add(deployment.id)
         search.dials -= 1
-        self._tell(TurnedAway(session=search.session, deployment=deployment.id, group=deployment.settings.group))
 
     def _ended(self, search: Search, deployment: Deployment, outcome: Outcome, seconds: float, detail: str) -> None:
         attempt = Attempt(

@@ -1,12 +1,12 @@
 """The beat: once a second a process publishes its whole share and hears what the others hold.
 
 Nobody waits for it but itself, so an exchange that is frozen, gone, full or insane costs a session nothing: the picture
-grows old, and strategies trust it less (``strategies.base.Freshness``). What an exchange answers is only believed in a row:
+grows old, and strategies trust it less (``strategies.base.Freshness``).
 
-- After a failure, or a jump of the exchange's clock, it may be another server, or the same one empty, and the others seem to
-  hold nothing until each of them has published again. The first answer is then only a sign of life; the second one counts.
-- The same after a time without beats of this process's own (it was stopped, its host slept): its entry has ended meanwhile,
-  and its neighbours may have done so too.
+An answer that does not know this process is not believed: the exchange was emptied, or is another one by now, or this
+process was stopped for so long that its entry ended. The others seem to hold nothing then until each of them has published
+again, which all do before this process's next beat. Its places are entered at once, so that nobody is let in where its
+sessions run.
 
 Beats are a little irregular, so that replicas that start together do not stay together. After a burst of new sessions one
 comes early, in the place of the next: the others hear of the burst sooner, and the number of calls stays that of the
@@ -23,7 +23,6 @@ from typing import Final, Literal
 
 from router.breaker import BreakerState
 from router.events import FleetBeat, Notice, Observers
-from router.fleet.board import SHARE_TTL_S
 from router.fleet.exchange import Exchange, Heard
 from router.fleet.gate import Gate
 from router.fleet.picture import MAXIMA, MOST, Picture, Vector, vector
@@ -39,8 +38,6 @@ _BEATS_BETWEEN_EARLY: Final = 5
 _JITTER: Final = 0.04
 # Of a beat as a whole, connecting included; far above what the exchanges allow themselves.
 _BEAT_TIMEOUT_S: Final = 3.0
-# The exchange's clock and ours may part by so much between two beats.
-_CLOCK_TOLERANCE_S: Final = 2.0
 # Failures in a row before the log says so, and the least time between two such lines: a server that comes and goes
 # every few seconds must not fill the log.
 _FAILURES_TOLD: Final = 2
@@ -103,10 +100,7 @@ class Fleet:
         self._begun = 0  # sessions since the last beat
         self._early = asyncio.Event()
         self._since_early = _BEATS_BETWEEN_EARLY
-        # Answers in a row that can be believed; 0 after whatever breaks the row.
-        self._row = 0
         self._failures = 0
-        self._heard: Heard | None = None
         self._asked_at = -math.inf  # the last beat that was answered
         self._told_lost_at = -math.inf
         self._told_lost = False
@@ -125,8 +119,10 @@ class Fleet:
 
     async def run(self) -> None:
         """Beat until cancelled."""
-        await self.beat()
-        self.joined.set()
+        try:
+            await self.beat()
+        finally:
+            self.joined.set()
         due = self._clock() + self._exchange.interval_s * (1 - _JITTER * self._rng.random())
         while True:
             due = await self._wait(due)
@@ -137,28 +133,35 @@ class Fleet:
         self._begun = 0
         self._early.clear()
         asked_at = self._clock()
-        if asked_at - self._asked_at > SHARE_TTL_S:
-            self._row = 0
-        if self._row == 0:
-            # Whoever answers now may know nothing of the places that are held.
-            self.gate.forget_entries()
-        renew = self.gate.to_renew()
         try:
             async with asyncio.timeout(_BEAT_TIMEOUT_S):
-                heard = await self._exchange.beat(self.share(), renew)
+                heard = await self._call(asked_at)
+                if not heard.known:
+                    # Whoever answers may have lost all places, too: others must not be let in where sessions of this process run.
+                    self.gate.forget_entries()
+                    if self.gate.to_renew():
+                        await self._call(asked_at)
         except Exception as error:
             self._tell(FleetBeat(outcome="failed", seconds=self._clock() - asked_at))
             self._failed(error)
             return False
         self._tell(FleetBeat(outcome="answered", seconds=self._clock() - asked_at))
-        self.gate.renewed(renew, asked_at)
         self._answered(heard, asked_at)
         return True
 
+    async def _call(self, asked_at: float) -> Heard:
+        renew = self.gate.to_renew()
+        heard = await self._exchange.beat(self.share(), renew)
+        self.gate.renewed(renew, asked_at)
+        return heard
+
     async def leave(self) -> None:
         """Take this process out of the others' picture, in so far as that is quick; it would vanish by itself."""
+        if not self.joined.is_set():
+            return
         try:
             async with asyncio.timeout(_LEAVE_TIMEOUT_S):
+                await self.gate.leave()
                 await self._exchange.leave()
         except Exception as error:
             self._tell(Notice(level="debug", event="fleet: not told of the end", facts={"error": error}))
@@ -171,6 +174,7 @@ class Fleet:
         """What this process holds. Deployments and keys without anything to tell are left out."""
         share: dict[str, Vector] = {}
         for deployment in self._deployments():
+            deployment.telling()
             told = _vector_of(deployment)
             if any(told):
                 share[f"d:{deployment.id}"] = told
@@ -203,26 +207,24 @@ class Fleet:
     # --- what came of it ----------------------------------------------------------------------------
 
     def _answered(self, heard: Heard, asked_at: float) -> None:
-        if self._heard is not None and self._row > 0:
-            by_theirs = heard.now_s - self._heard.now_s
-            by_ours = asked_at - self._asked_at
-            if abs(by_theirs - by_ours) > _CLOCK_TOLERANCE_S:
-                self._row = 0
-                self.gate.forget_entries()
-        first = self._row == 0
         if self._gate_error is not None:
             # Shares come and go, and places do not: a right that is missing, or a server that is too far away.
             self._lose("fleet: places across the fleet cannot be asked for", self._gate_error)
             self._gate_error = None
-        self._row += 1
         self._failures = 0
-        self._heard = heard
-        self._asked_at = asked_at
-        if first:
-            # Not to be trusted yet, but nobody who answered is not there.
+        first, self._asked_at = self._asked_at == -math.inf, asked_at
+        if not heard.known:
+            # Not to be trusted, but nobody who is in it is not there.
             self.picture.members = max(self.picture.members, heard.members)
+            if not first:
+                # The others' beats are all to come before the next one of this process.
+                self._since_early = 0
+            # Who begins is not known, and that is all: places of others are where they were.
+            self.gate.reachable = self.gate.reachable and first
             return
         self.picture.take(heard.totals, members=heard.members, asked_at=asked_at)
+        for deployment in self._deployments():
+            deployment.told()
         if not self.gate.reachable:
             self.gate.reachable = True
         self.gate.tell_returns()
@@ -231,7 +233,6 @@ class Fleet:
             self._tell(Notice(level="info", event="fleet: shared state is back", facts={"members": heard.members + 1}))
 
     def _failed(self, error: Exception) -> None:
-        self._row = 0
         self._failures += 1
         self._gate_error = None
         self.gate.reachable = False
@@ -249,7 +250,6 @@ class Fleet:
 
     def _gate_failed(self, error: Exception) -> None:
         # The beat finds out for itself how things are; until then nobody else waits in vain.
-        self._row = 0
         self._gate_error = error
 
 

@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from router.fleet.exchange import Heard, Wanted
+from router.fleet.exchange import ExchangeError, Heard, Wanted
 from router.fleet.picture import Vector, add
 
 #: Seconds after its last beat in which a process is taken to be alive.
 SHARE_TTL_S: Final = 5.0
 #: Seconds for which a place is held without being renewed.
 PLACE_TTL_S: Final = 15.0
+#: Seconds by which the clock may be set back without anything being taken for an entry from before a jump.
+CLOCK_SLACK_S: Final = 2.0
 
 
 class Board:
     """Shares by member and places by deployment, each with the time at which it ends.
 
-    The clock may jump. What ends later than its whole time from now was entered before a jump backwards: it is taken away like
-    what has ended, and whoever lives enters it again with the next beat.
+    The clock may jump. What ends later than its whole time from now, with some slack, was entered before a jump backwards: it is
+    taken away like what has ended, and whoever lives enters it again with the next beat.
     """
 
     def __init__(self) -> None:
@@ -32,24 +34,36 @@ class Board:
     def beat(self, member: str, share: Mapping[str, Vector], renew: Mapping[str, Sequence[str]], *, now_s: float) -> Heard:
         """Enter a member's whole share and renew its places; return what the others hold."""
         for other, (ends, _) in list(self._shares.items()):
-            if not now_s < ends <= now_s + SHARE_TTL_S:
+            if not now_s < ends <= now_s + SHARE_TTL_S + CLOCK_SLACK_S:
                 del self._shares[other]
+        known = member in self._shares
         self._shares[member] = (now_s + SHARE_TTL_S, share)
         for deployment, places in renew.items():
             held = self._places.setdefault(deployment, {})
             held.update(dict.fromkeys(places, now_s + PLACE_TTL_S))
         others = [other_share for other, (_, other_share) in self._shares.items() if other != member]
-        return Heard(now_s=now_s, members=len(others), totals=add(others))
+        return Heard(now_s=now_s, known=known, members=len(others), totals=add(others))
 
-    def acquire(self, wanted: Sequence[Wanted], *, now_s: float) -> list[bool]:
-        """Enter places in turn, each while fewer than its limit are held."""
+    def acquire(self, wanted: Sequence[Wanted], *, now_s: float, member: str | None = None) -> list[bool]:
+        """Enter places in turn, each while fewer than its limit are held.
+
+        Args:
+            wanted: the places.
+            now_s: the time.
+            member: who asks; ``None``: one that is known by other means.
+
+        Raises:
+            ExchangeError: the member has no entry.
+        """
+        if member is not None and not self._shares.get(member, (0.0,))[0] > now_s:
+            raise ExchangeError("found no entry of this process, expected one: its next beat makes it")
         return [self._acquire(item, now_s) for item in wanted]
 
     def places(self, deployment: str, *, now_s: float) -> frozenset[str]:
         """Return the places that are held on a deployment."""
         held = self._places.get(deployment, {})
         for place, ends in list(held.items()):
-            if not now_s < ends <= now_s + PLACE_TTL_S:
+            if not now_s < ends <= now_s + PLACE_TTL_S + CLOCK_SLACK_S:
                 del held[place]
         return frozenset(held)
 

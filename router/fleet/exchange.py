@@ -23,11 +23,14 @@ class Heard:
 
     Attributes:
         now_s: the exchange's own clock, seconds; only differences mean something, and a jump of it is possible.
+        known: whether this process's own entry was still there. If not, it has ended, or everything was lost: the exchange was
+            emptied or is another one, and the others are in the answer only in so far as they have beaten since.
         members: other processes that are alive by that clock.
         totals: their shares, added up (``picture.add``).
     """
 
     now_s: float
+    known: bool
     members: int
     totals: Mapping[str, Vector]
 
@@ -67,7 +70,11 @@ class Exchange(Protocol):
         """
 
     async def acquire(self, wanted: Sequence[Wanted]) -> Sequence[bool]:
-        """Enter places in turn; each is granted while fewer than its limit are held, or when it is held already."""
+        """Enter places in turn; each is granted while fewer than its limit are held, or when it is held already.
+
+        Raises:
+            Exception: also when this process has no entry: what is not known of it may not be known of others either.
+        """
 
     async def release(self, places: Mapping[str, Sequence[str]]) -> None:
         """Give places back, by deployment; unknown ones are nothing."""

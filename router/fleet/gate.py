@@ -31,6 +31,8 @@ REFUSAL_HOLDS_S: Final = 0.25
 # Each place is renewed this often: three beats of five may be lost before one ends.
 RENEWAL_S: Final = PLACE_TTL_S / 3
 _BATCH: Final = 256
+# A place that is asked for, and where the answer goes; ``None``: the exchange did not answer.
+_Question = tuple[Wanted, "asyncio.Future[bool | None]"]
 # Returns that the server could not be told of. More are left to end by themselves.
 _MOST_RETURNS: Final = 10_000
 
@@ -71,16 +73,20 @@ class Gate:
         self.reachable = True
         # Deployment's id → place → when it was last entered.
         self._held: dict[str, dict[str, float]] = {}
-        self._queue: list[tuple[Wanted, asyncio.Future[bool]]] = []
+        self._queue: list[_Question] = []
         self._asking = False
         self._returns: dict[str, list[str]] = {}
         self._returning = False
 
-    def most(self, limit: int) -> int:
-        """Return the most sessions that this process may hold of a limit of the fleet, as things are."""
+    def most(self, deployment: str, limit: int) -> int:
+        """Return the most sessions that this process may hold on a deployment under a limit of the fleet, as things are."""
         if self.reachable:
             return limit
-        return self._picture.local_share(limit) if self._open_on_loss else 0
+        if not self._open_on_loss:
+            return 0
+        # For as long as it is known what the others held, it is not taken from them.
+        left = max(0, limit - self._picture.of(deployment).sessions)
+        return min(left, self._picture.local_share(limit))
 
     async def admit(self, lease: Lease) -> bool:
         """Return whether the session of a lease may dial; its place is given back when the lease is released."""
@@ -95,7 +101,7 @@ class Gate:
             granted = await self._ask(Wanted(deployment=deployment, limit=limit, place=place))
         if granted is None:
             # The lease itself is counted already.
-            granted = lease.deployment.sessions <= self.most(limit)
+            granted = lease.deployment.sessions <= self.most(deployment, limit)
             if not granted:
                 # The exchange may have entered it and not have been heard.
                 self._give_back(deployment, place)
@@ -134,6 +140,19 @@ class Gate:
             for place in places:
                 places[place] = -PLACE_TTL_S
 
+    async def leave(self) -> None:
+        """The process ends: give back whatever it holds or held.
+
+        Raises:
+            Exception: the exchange cannot be reached; the places end by themselves.
+        """
+        for deployment, places in self._held.items():
+            self._returns.setdefault(deployment, []).extend(places)
+        self._held.clear()
+        returns, self._returns = self._returns, {}
+        if returns:
+            await self._exchange.release(returns)
+
     @property
     def held(self) -> Mapping[str, int]:
         """Places that this process holds, by deployment."""
@@ -143,56 +162,58 @@ class Gate:
 
     async def _ask(self, wanted: Wanted) -> bool | None:
         """Ask the exchange; ``None``: it does not answer."""
-        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[bool | None] = asyncio.get_running_loop().create_future()
         self._queue.append((wanted, answer))
         if not self._asking:
             self._asking = True
             self._tasks.spawn(self._ask_all(), name="fleet places")
         try:
-            async with budget(self._exchange.patience_s):
-                return await answer
-        except TimeoutError as error:
-            self._lost(error)
+            return await answer
         except asyncio.CancelledError:
-            # The client has left, or this is the end. A place that comes for it now goes back.
-            answer.cancel()
+            # The client has left, or this is the end. A place that comes for it goes back, also one that came in this moment.
+            if not answer.cancel() and not answer.cancelled() and answer.result() is not False:
+                self._give_back(wanted.deployment, wanted.place)
             raise
-        except Exception as error:
-            self._lost(error)
-        return None
 
     async def _ask_all(self) -> None:
         """Ask for whatever waits, together."""
+        batch: list[_Question] = []
         try:
             while self._queue:
                 batch, self._queue = self._queue[:_BATCH], self._queue[_BATCH:]
                 batch = [(wanted, answer) for wanted, answer in batch if not answer.done()]
                 if batch:
                     await self._ask_batch(batch)
+        except asyncio.CancelledError:
+            # The end of the process: nobody waits for an answer that will not come, and ``leave`` gives back what may be entered.
+            for wanted, answer in (*batch, *self._queue):
+                answer.cancel()
+                self._returns.setdefault(wanted.deployment, []).append(wanted.place)
+            raise
         finally:
             self._asking = False
 
-    async def _ask_batch(self, batch: Sequence[tuple[Wanted, asyncio.Future[bool]]]) -> None:
+    async def _ask_batch(self, batch: Sequence[_Question]) -> None:
         try:
-            # Those who wait have a limit of their own; what comes too late for them is given back here.
-            granted = await self._exchange.acquire([wanted for wanted, _ in batch])
+            async with budget(self._exchange.patience_s):
+                granted = await self._exchange.acquire([wanted for wanted, _ in batch])
         except Exception as error:
-            for wanted, answer in batch:
+            self._lost(error)
+            # Whoever has come meanwhile would wait as long for nothing.
+            waiting, self._queue = self._queue, []
+            for wanted, answer in (*batch, *waiting):
                 # It may have been entered all the same.
-                self._answer(wanted, answer, error)
+                self._answer(wanted, answer, None)
             return
         for (wanted, answer), yes in zip(batch, granted, strict=True):
             self._answer(wanted, answer, yes)
 
-    def _answer(self, wanted: Wanted, answer: asyncio.Future[bool], outcome: bool | Exception) -> None:
-        """Tell who waits. Nobody may: then a place is given back, unless the session was let in without the exchange."""
-        if answer.done():
-            if outcome is not False and wanted.place not in self._held.get(wanted.deployment, {}):
-                self._give_back(wanted.deployment, wanted.place)
-        elif isinstance(outcome, bool):
+    def _answer(self, wanted: Wanted, answer: asyncio.Future[bool | None], outcome: bool | None) -> None:
+        """Tell who waits; when nobody does any more, a place that was granted, or may have been, goes back."""
+        if not answer.done():
             answer.set_result(outcome)
-        else:
-            answer.set_exception(outcome)
+        elif outcome is not False:
+            self._give_back(wanted.deployment, wanted.place)
 
     def _lost(self, error: Exception) -> None:
         if self.reachable:

@@ -83,7 +83,8 @@ def add(shares: Iterable[Mapping[str, Vector]]) -> Mapping[str, Vector]:
             sums = total.setdefault(name, [])
             sums.extend([0] * (len(vector) - len(sums)))
             for position, value in enumerate(vector):
-                sums[position] = max(sums[position], value) if position < MAXIMA else sums[position] + value
+                together = max(sums[position], value) if position < MAXIMA else sums[position] + value
+                sums[position] = min(together, MOST)
     return {name: tuple(sums) for name, sums in total.items()}
 
 

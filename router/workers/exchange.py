@@ -43,10 +43,13 @@ class ParentExchange:
         """Publish this process's whole share and renew its places; return what the others hold."""
         answer = await self._end.ask("beat", timeout_s=TIMEOUT_S, share=picture.encode(share).decode(), renew=renew)
         now_s, members, totals = answer.get("now_s"), answer.get("members"), answer.get("totals")
+        known = answer.get("known")
         if not isinstance(now_s, int | float) or not isinstance(members, int) or not isinstance(totals, str):
             raise _senseless("beat", answer)
+        if not isinstance(known, bool):
+            raise _senseless("beat", answer)
         try:
-            return Heard(now_s=now_s, members=members, totals=picture.decode(totals.encode()))
+            return Heard(now_s=now_s, known=known, members=members, totals=picture.decode(totals.encode()))
         except picture.NotAShare:
             raise _senseless("beat", answer) from None
 

@@ -584,7 +584,8 @@ class Parent:
             raise Nonsense(f"share: found {type(share).__name__}, expected a text")
         renew = _places(message, "renew", worker.member)
         heard = self._board.beat(worker.member, picture.decode(share.encode()), renew, now_s=self._clock())
-        return {"now_s": heard.now_s, "members": heard.members, "totals": picture.encode(heard.totals).decode()}
+        facts = {"now_s": heard.now_s, "known": heard.known, "members": heard.members}
+        return {**facts, "totals": picture.encode(heard.totals).decode()}
 
     def _acquire(self, worker: Worker, message: Message) -> Mapping[str, Any]:
         wanted = [_wanted(item, worker.member) for item in _list(message, "wanted")]

@@ -84,7 +84,7 @@ class MemoryExchange:
     async def acquire(self, wanted: Sequence[Wanted]) -> Sequence[bool]:
         """Enter places."""
         await self._go()
-        granted = self.board.acquire(wanted, now_s=self._now_s())
+        granted = self.board.acquire(wanted, now_s=self._now_s(), member=self._member)
         await self._come_back()
         return granted
 

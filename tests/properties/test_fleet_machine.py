@@ -17,7 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from router.fleet.board import PLACE_TTL_S, SHARE_TTL_S
+from router.fleet.board import CLOCK_SLACK_S, PLACE_TTL_S, SHARE_TTL_S
 from strategies.base import Freshness
 from tests.helpers.fleets import Condition, Process, World
 
@@ -60,6 +60,7 @@ class FleetMachine(RuleBasedStateMachine):
     def begin(self, processes: int, closed: bool) -> None:
         """A few processes."""
         self.world = World(processes, deployments=2, on_loss="closed" if closed else "open", max_sessions=LIMIT)
+        self.run(self._beats(self.world.processes))
 
     def process(self, which: int) -> Process:
         """One of the living."""
@@ -163,7 +164,10 @@ class FleetMachine(RuleBasedStateMachine):
     @rule()
     def start(self) -> None:
         """Another process begins."""
-        self.world.processes.append(self.world.start())
+        process = self.world.start()
+        self.world.processes.append(process)
+        # Nobody is let in before the first beat.
+        self.run(self._beats([process]))
 
     @rule()
     def emptied(self) -> None:
@@ -206,14 +210,14 @@ class FleetMachine(RuleBasedStateMachine):
             process.exchange.stalled = ""
         for task in self.beating.values():
             self.loop.run_until_complete(asyncio.wait([task]))
-        self.run(self.world.beats(int(SHARE_TTL_S) + 1))
+        self.run(self.world.beats(int(SHARE_TTL_S + CLOCK_SLACK_S) + 1))
         for process in self.world.processes:
             assert process.fleet.picture.freshness is Freshness.FRESH
             assert process.fleet.picture.members == len(self.world.processes) - 1
             for id in DEPLOYMENTS:
                 truth = sum(other.deployment(id).sessions for other in self.world.processes)
                 assert process.deployment(id).sessions + process.deployment(id).elsewhere.sessions == truth
-        self.run(self.world.beats(int(PLACE_TTL_S) + 1))
+        self.run(self.world.beats(int(PLACE_TTL_S + CLOCK_SLACK_S) + 1))
         held = {place for process in self.world.processes for lease in process.leases if (place := lease.place)}
         assert self.world.board.places("d1", now_s=self.world.board_clock()) == held
 

@@ -195,11 +195,16 @@ async def test_a_process_that_ends_says_so() -> None:
     first, second = world.processes
     second.lease()
     await world.beats()
+    second.fleet.joined.set()  # as its task does after the first beat
     await second.fleet.leave()
     await first.fleet.beat()
     assert first.deployment().elsewhere.sessions == 0
     first.exchange.condition = "down"
+    first.fleet.joined.set()
     await first.fleet.leave()
+    third = world.start()
+    await third.fleet.leave()
+    assert third.exchange.calls == 0, "one that never began has nothing to take back"
 
 
 @pytest.mark.parametrize(

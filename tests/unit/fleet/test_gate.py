@@ -39,14 +39,17 @@ async def test_a_burst_costs_a_few_calls() -> None:
     """Sessions that come together ask together."""
     world = World(1, max_sessions=400)
     process = world.processes[0]
+    await world.beats()
+    before = process.exchange.calls
     assert await admitted(process, 300) == 300
-    assert process.exchange.calls <= 4
+    assert process.exchange.calls - before <= 4
 
 
 async def test_an_end_makes_room_at_once() -> None:
     """A place is given back when its session ends, not with the next beat."""
     world = World(2, max_sessions=1)
     first, second = world.processes
+    await world.beats()
     assert await first.admit() is not None
     assert await second.admit() is None
     first.end()
@@ -59,6 +62,7 @@ async def test_a_refusal_counts_as_full_for_a_moment() -> None:
     """Who was turned away leaves no trace in the counts, and the next sessions do not ask again at once."""
     world = World(2, max_sessions=1, rpm=100)
     first, second = world.processes
+    await world.beats()
     await first.admit()
     assert await second.admit() is None
     deployment = second.deployment()
@@ -140,9 +144,9 @@ async def test_places_are_renewed_while_sessions_run_and_end_with_their_process(
         await world.beats(1)
         assert entered(world) == 3
     world.processes.remove(first)
-    world.advance(PLACE_TTL_S - RENEWAL_S - 2)
+    await world.beats(int(PLACE_TTL_S - RENEWAL_S - 2))
     assert await second.admit() is None
-    world.advance(RENEWAL_S + 2)
+    await world.beats(int(RENEWAL_S + 3))
     assert await second.admit() is not None
 
 
@@ -164,6 +168,7 @@ async def test_a_client_that_leaves_while_it_is_asked_for() -> None:
     """The place that comes for it goes back, and the lease is free."""
     world = World(1, max_sessions=1)
     process = world.processes[0]
+    await world.beats()
     asking = asyncio.create_task(process.admit())
     await asyncio.sleep(0)
     await asyncio.sleep(0)
