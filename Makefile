@@ -1,10 +1,11 @@
 # Every target makes its own virtual environment from a lock file, once; no activated one is needed.
 #   make run              a demo with no key and no server          (ARGS="..." goes to realtime-router demo)
 #   make accel            build the relay's fast path in C into the environments that are there; needs a C compiler
-#   make test             lint, all tests, then those of the relay with its fast path in C (ARGS="tests/unit -k name": only those)
+#   make test             lint, all tests, JOBS=3 at a time, then those of the relay with its fast path in C
+#                         (ARGS="tests/unit -k name": only those)
 #   make test-accel       with the fast path in C: the relay's tests (ARGS="tests/unit -k name": those)
 #   make test-conformance the Autobahn suite, random sequences      (SEQUENCES=10000 SEED=0, ARGS="-k name" goes to pytest)
-#   make test-system      install what tests need: Node.js, Chromium, a C compiler
+#   make test-system      install what tests need: Node.js, Chromium, Redis, a C compiler
 #   make lint             ruff, mypy, import-linter
 #   make format           let ruff sort imports and apply its safe fixes
 #   make bench            measure                                   (ARGS="..." goes to the benchmarks)
@@ -21,6 +22,8 @@ MAKEFLAGS += --no-print-directory
 
 ARGS ?=
 UPGRADE ?=
+# Tests at a time, when all of them run: much of a test is waiting.
+JOBS ?= 3
 SEQUENCES ?= 10000
 SEED ?= 0
 PYTHON ?=
@@ -80,12 +83,12 @@ accel-folder: venv-test
 # All tests run on the fast path in Python, also where the one in C is installed; where that is built, they hold the two against
 # each other, and those of the relay run on it once more.
 test: lint node-modules accel-folder
-	REALTIME_ROUTER_ACCEL=0 PYTHONPATH="$(ACCEL_PATH)" $(TEST_BIN)/python -m pytest $(ARGS)
+	REALTIME_ROUTER_ACCEL=0 PYTHONPATH="$(ACCEL_PATH)" $(TEST_BIN)/python -m pytest $(or $(ARGS),-n $(JOBS))
 	$(if $(ARGS),,@if [ -d .accel ]; then $(MAKE) test-accel; fi)
 
 test-accel: venv-test
 	@.ci/accel folder .venv-test
-	REALTIME_ROUTER_ACCEL=1 PYTHONPATH="$(ACCEL_PATH)" $(TEST_BIN)/python -m pytest $(or $(ARGS),$(ACCEL_TESTS))
+	REALTIME_ROUTER_ACCEL=1 PYTHONPATH="$(ACCEL_PATH)" $(TEST_BIN)/python -m pytest $(or $(ARGS),-n $(JOBS) $(ACCEL_TESTS))
 
 # -m "": with what pyproject.toml deselects.
 test-conformance: venv-test

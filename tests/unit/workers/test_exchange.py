@@ -70,11 +70,12 @@ async def test_it_says_what_it_is_asked_to_and_believes_what_it_hears(parent: tu
 
     def answer(message: dict[str, Any]) -> dict[str, Any]:
         heard = board.beat("me", {"d:a": vector(sessions=1)}, {}, now_s=6.0)
-        return {"now_s": heard.now_s, "members": heard.members, "totals": encode_share(heard.totals).decode()}
+        facts = {"now_s": heard.now_s, "known": heard.known}
+        return {**facts, "members": heard.members, "totals": encode_share(heard.totals).decode()}
 
     acted.answer = answer
     heard = await through.beat({"d:a": vector(sessions=1)}, {"a": ["me:1"]})
-    assert heard == Heard(now_s=6.0, members=1, totals={"d:a": vector(sessions=3)})
+    assert heard == Heard(now_s=6.0, known=False, members=1, totals={"d:a": vector(sessions=3)})
     (asked,) = acted.asked
     assert (asked["what"], asked["renew"]) == ("beat", {"a": ["me:1"]})
 
@@ -97,11 +98,13 @@ async def test_places(parent: tuple[ParentExchange, Acted]) -> None:
     "answer",
     [
         {},
-        {"now_s": "1", "members": 1, "totals": "{}"},
-        {"now_s": 1.0, "members": None, "totals": "{}"},
-        {"now_s": 1.0, "members": 1, "totals": {}},
-        {"now_s": 1.0, "members": 1, "totals": "[]"},
-        {"now_s": 1.0, "members": 1, "totals": "nonsense"},
+        {"now_s": "1", "known": True, "members": 1, "totals": "{}"},
+        {"now_s": 1.0, "known": True, "members": None, "totals": "{}"},
+        {"now_s": 1.0, "known": True, "members": 1, "totals": {}},
+        {"now_s": 1.0, "known": True, "members": 1, "totals": "[]"},
+        {"now_s": 1.0, "known": True, "members": 1, "totals": "nonsense"},
+        {"now_s": 1.0, "known": 1, "members": 1, "totals": "{}"},
+        {"now_s": 1.0, "members": 1, "totals": "{}"},
         {"granted": [True]},
         {"granted": [1, 0]},
         {"granted": "tt"},
@@ -134,6 +137,6 @@ def test_the_board_forgets_a_member_that_died() -> None:
     for member in ("1-a", "1-ab"):
         board.beat(member, {"d:x": vector(sessions=2)}, {"x": [f"{member}:1"], "y": [f"{member}:2"]}, now_s=1.0)
     board.evict("1-a")
-    assert board.beat("me", {}, {}, now_s=1.5) == Heard(now_s=1.5, members=1, totals={"d:x": vector(sessions=2)})
+    assert board.beat("me", {}, {}, now_s=1.5) == Heard(now_s=1.5, known=False, members=1, totals={"d:x": vector(sessions=2)})
     wanted = [Wanted(deployment="x", limit=2, place=f"me:{number}") for number in (1, 2)]
     assert board.acquire(wanted, now_s=1.5) == [True, False]
