@@ -243,8 +243,10 @@ def merge_deployments(documents: Mapping[int, tuple[int, Document]], *, silent: 
             groups.setdefault(group["group"], {**group})
             for deployment in group["deployments"]:
                 views.setdefault(group["group"], {}).setdefault(deployment["id"], []).append((number, pid, deployment))
+    fleets = [document.get("fleet") for _, (_, document) in ordered]
+    others = any(fleet is not None and fleet["members"] > len(documents) + len(silent) for fleet in fleets)
     for name, group in groups.items():
-        group["deployments"] = [_deployment(seen) for seen in views.get(name, {}).values()]
+        group["deployments"] = [_deployment(seen, others=others) for seen in views.get(name, {}).values()]
     workers = [{"worker": number, "pid": pid, "answered": True} for number, (pid, _) in ordered]
     workers += [{"worker": number, "pid": pid, "answered": False} for number, pid in silent.items()]
     return {
@@ -255,7 +257,7 @@ def merge_deployments(documents: Mapping[int, tuple[int, Document]], *, silent: 
     }
 
 
-def _deployment(seen: Sequence[tuple[int, int, Document]]) -> dict[str, Any]:
+def _deployment(seen: Sequence[tuple[int, int, Document]], *, others: bool) -> dict[str, Any]:
     counts = Counter(one["state"] for _, _, one in seen)
     state = max(counts, key=lambda word: (counts[word], _BY_TROUBLE.index(word) if word in _BY_TROUBLE else len(_BY_TROUBLE)))
     of_state = [one for _, _, one in seen if one["state"] == state]
@@ -264,7 +266,7 @@ def _deployment(seen: Sequence[tuple[int, int, Document]]) -> dict[str, Any]:
         **of_state[0],
         "weight": max(one["weight"] for _, _, one in seen),
         "sessions": sum(one["sessions"] for _, _, one in seen),
-        "sessions_elsewhere": _elsewhere([one for _, _, one in seen]),
+        "sessions_elsewhere": _elsewhere([one for _, _, one in seen]) if others else 0,
         "minute_starts": max(one["minute_starts"] for _, _, one in seen),
         "minute_tokens": max(one["minute_tokens"] for _, _, one in seen),
         "ready_s": _mean(one["ready_s"] for _, _, one in seen),
@@ -277,10 +279,10 @@ def _deployment(seen: Sequence[tuple[int, int, Document]]) -> dict[str, Any]:
     }
 
 
-def _elsewhere(seen: Sequence[Document]) -> int | None:
+def _elsewhere(seen: Sequence[Document]) -> int:
     """The fleet's sessions without those of these workers, each of which knows the whole as of another moment."""
-    totals = [one["sessions"] + one["sessions_elsewhere"] for one in seen if one["sessions_elsewhere"] is not None]
-    return max(0, max(totals) - sum(one["sessions"] for one in seen)) if totals else None
+    totals = [one["sessions"] + (one["sessions_elsewhere"] or 0) for one in seen]
+    return max(0, max(totals) - sum(one["sessions"] for one in seen))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -336,9 +336,10 @@ def seen(**facts: Any) -> dict[str, Any]:
     }
 
 
-def document(*deployments: dict[str, Any], generation: int = 1) -> dict[str, Any]:
+def document(*deployments: dict[str, Any], generation: int = 1, members: int = 2) -> dict[str, Any]:
     """A worker's document."""
-    return {"generation": generation, "groups": [{"group": "g", "strategy": "first", "deployments": list(deployments)}]}
+    fleet = {"member": "m", "mode": "fresh", "members": members, "picture_age_s": 0.5}
+    return {"generation": generation, "fleet": fleet, "groups": [{"group": "g", "strategy": "first", "deployments": list(deployments)}]}
 
 
 def test_one_view_of_several() -> None:
@@ -366,6 +367,7 @@ def test_one_view_of_several() -> None:
         **seen(),
         **ejected,
         "sessions": 3,
+        "sessions_elsewhere": 0,
         "ready_s": 1.5,
         "available_in_s": 7.0,
         "workers": [
@@ -386,12 +388,18 @@ def test_of_two_views_the_troubled_one_is_shown(states: tuple[str, str]) -> None
 def test_sessions_of_other_hosts_are_what_the_whole_has_beyond_these_workers() -> None:
     """Each worker's "elsewhere" holds its siblings; what is shown holds none of them, and is never negative."""
     facts = [{"sessions": 3, "sessions_elsewhere": 9}, {"sessions": 4, "sessions_elsewhere": 8}]
-    documents = {number: (number, document(seen(**each, minute_tokens=7))) for number, each in enumerate(facts)}
+    documents = {number: (number, document(seen(**each, minute_tokens=7), members=3)) for number, each in enumerate(facts)}
     (one,) = merge.merge_deployments(documents, silent={})["groups"][0]["deployments"]
     assert (one["sessions"], one["sessions_elsewhere"], one["minute_tokens"]) == (7, 5, 7)
-    alone = {0: (1, document(seen(sessions=2, sessions_elsewhere=0))), 1: (2, document(seen(sessions=2, sessions_elsewhere=0)))}
-    (one,) = merge.merge_deployments(alone, silent={})["groups"][0]["deployments"]
-    assert one["sessions_elsewhere"] == 0
+    for members, sessions in ((3, 0), (2, 0)):
+        # One that began or ended since it was told of; and workers that are all there is.
+        held = [seen(sessions=2, sessions_elsewhere=0), seen(sessions=sessions, sessions_elsewhere=2)]
+        alone = {number: (number, document(one, members=members)) for number, one in enumerate(held)}
+        (one,) = merge.merge_deployments(alone, silent={})["groups"][0]["deployments"]
+        assert one["sessions_elsewhere"] == 0
+    ended = {number: (number, document(seen(sessions=0, sessions_elsewhere=1))) for number in range(2)}
+    (one,) = merge.merge_deployments(ended, silent={})["groups"][0]["deployments"]
+    assert one["sessions_elsewhere"] == 0, "there is nobody else who could hold it"
 
 
 def test_every_state_has_its_place() -> None:
