@@ -282,7 +282,7 @@ def _deployment(seen: Sequence[tuple[int, int, Document]], *, others: bool) -> d
 def _elsewhere(seen: Sequence[Document]) -> int:
     """The fleet's sessions without those of these workers, each of which knows the whole as of another moment."""
     totals = [one["sessions"] + (one["sessions_elsewhere"] or 0) for one in seen]
-    return max(0, max(totals) - sum(one["sessions"] for one in seen))
+    return max(0, int(max(totals)) - sum(one["sessions"] for one in seen))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -339,7 +339,8 @@ def seen(**facts: Any) -> dict[str, Any]:
 def document(*deployments: dict[str, Any], generation: int = 1, members: int = 2) -> dict[str, Any]:
     """A worker's document."""
     fleet = {"member": "m", "mode": "fresh", "members": members, "picture_age_s": 0.5}
-    return {"generation": generation, "fleet": fleet, "groups": [{"group": "g", "strategy": "first", "deployments": list(deployments)}]}
+    groups = [{"group": "g", "strategy": "first", "deployments": list(deployments)}]
+    return {"generation": generation, "fleet": fleet, "groups": groups}
 
 
 def test_one_view_of_several() -> None:
