@@ -281,8 +281,9 @@ def _deployment(seen: Sequence[tuple[int, int, Document]], *, others: bool) -> d
 
 def _elsewhere(seen: Sequence[Document]) -> int:
     """The fleet's sessions without those of these workers, each of which knows the whole as of another moment."""
-    totals = [one["sessions"] + (one["sessions_elsewhere"] or 0) for one in seen]
-    return max(0, int(max(totals)) - sum(one["sessions"] for one in seen))
+    own: list[int] = [one["sessions"] for one in seen]
+    elsewhere: list[int] = [one["sessions_elsewhere"] or 0 for one in seen]
+    return max(0, max(map(sum, zip(own, elsewhere, strict=True))) - sum(own))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
