@@ -7,7 +7,7 @@ drift.
     picture     what is published and heard: shares, their sum, how old it is            (pure)
     board       who holds what, as the Lua scripts keep it in Redis, in memory           (pure)
     exchange    the contract of the two below
-    redis_link  the exchange through a Redis or Valkey server
+    redis_link  the exchange through a Redis or Valkey server; redis_client its connections, scripts its Lua
     beat        the loop: publish, hear, say in which mode the process is
     gate        hard limits across the fleet: a place is asked for before a dial
 

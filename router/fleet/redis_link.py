@@ -10,11 +10,11 @@ Tested on Redis 6.2 and 7.0 and Valkey 9.1; of Redis 8 nothing is known that wou
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from router.config.settings import FleetSettings
-from router.fleet.board import PLACE_TTL_S, SHARE_TTL_S
+from router.fleet.board import CLOCK_SLACK_S, PLACE_TTL_S, SHARE_TTL_S
 from router.fleet.budget import budget
 from router.fleet.exchange import ExchangeError, Heard, Wanted
 from router.fleet.picture import MAXIMA, MOST, NotAShare, Vector, decode, encode
@@ -58,15 +58,12 @@ class RedisExchange:
 
     def __init__(self, settings: FleetSettings, *, member: str) -> None:
         # 100 ms and 10 MiB, which a router without a fleet does not pay.
-        from router.fleet import redis_wire
+        from router.fleet.redis_client import Clients
 
-        self._told = redis_wire.told
         self._member = member
         self._prefix = f"{{{settings.prefix}}}:1"
         self._members, self._shares = f"{self._prefix}:members", f"{self._prefix}:shares"
-        self._links = redis_wire.Links(
-            redis_wire.Dialler(settings, probe=self._members), most=MOST_LINKS, spare=_SPARE_LINKS
-        )
+        self._clients = Clients(settings, probe=self._members, most=MOST_LINKS, spare=_SPARE_LINKS)
         self._calls = 0
 
     async def beat(self, share: Mapping[str, Vector], renew: Mapping[str, Sequence[str]]) -> Heard:
@@ -76,6 +73,7 @@ class RedisExchange:
             raise ExchangeError(f"found a share of {len(payload)} bytes, expected at most {MOST_SHARE_BYTES}")
         keys, counted = self._counted(renew)
         arguments: list[bytes | str | int] = [
+            _milliseconds(CLOCK_SLACK_S),
             self._member,
             payload,
             _milliseconds(SHARE_TTL_S),
@@ -88,14 +86,13 @@ class RedisExchange:
             MOST_SHARE_BYTES,
             *counted,
         ]
-        if not self._links.connected:
-            await self._bounded(CONNECT_TIMEOUT_S, self._links.connect)
-        heard = await self._run(BEAT, [self._members, self._shares, *keys], arguments, items=3, read=_heard)
+        within_s = CALL_TIMEOUT_S if self._clients.connected else CONNECT_TIMEOUT_S
+        heard = await self._run(BEAT, [self._members, self._shares, *keys], arguments, items=4, read=_heard, within_s=within_s)
         # What was heard stands; if a spare connection is all that cannot be had, the next beat tries again.
         with contextlib.suppress(Exception):
             # Now is the time for it: who asks for a place later has none.
             async with budget(_FILL_TIMEOUT_S):
-                await self._links.fill()
+                await self._clients.fill()
         return heard
 
     async def acquire(self, wanted: Sequence[Wanted]) -> Sequence[bool]:
@@ -103,12 +100,16 @@ class RedisExchange:
         if not wanted:
             return []
         numbers: dict[str, int] = {}
-        arguments: list[bytes | str | int] = [_milliseconds(PLACE_TTL_S)]
+        arguments: list[bytes | str | int] = [_milliseconds(CLOCK_SLACK_S), _milliseconds(PLACE_TTL_S), self._member]
         for item in wanted:
-            number = numbers.setdefault(item.deployment, len(numbers) + 1)
+            # Lua counts from 1, and the first key is that of the members.
+            number = numbers.setdefault(item.deployment, len(numbers) + 2)
             arguments += (number, item.limit, item.place)
-        keys = [self._places(deployment) for deployment in numbers]
-        return await self._run(ACQUIRE, keys, arguments, items=len(wanted), read=_granted)
+        keys = [self._members, *(self._places(deployment) for deployment in numbers)]
+        known, *granted = await self._run(ACQUIRE, keys, arguments, items=len(wanted) + 1, read=_granted)
+        if not known:
+            raise ExchangeError("found no entry of this process, expected one: its next beat makes it")
+        return granted
 
     async def release(self, places: Mapping[str, Sequence[str]]) -> None:
         """As ``Exchange.release``."""
@@ -122,7 +123,7 @@ class RedisExchange:
 
     async def close(self) -> None:
         """End all connections; calls that are under way fail, and so do later ones."""
-        await self._links.close()
+        await self._clients.close()
 
     # --- parts --------------------------------------------------------------------------------------
 
@@ -147,38 +148,38 @@ class RedisExchange:
         *,
         items: int,
         read: Callable[[Sequence[Any]], T],
+        within_s: float | None = None,
     ) -> T:
-        """Run a script and return what is read from the items behind the mark."""
+        """Run a script and return what is read from the items behind the mark; within ``CALL_TIMEOUT_S`` unless told."""
         self._calls += 1
         mark = b"%d" % self._calls
 
-        async def call() -> T:
-            async with self._links.borrow() as link:
-                answer = await link.evaluate(script, keys, [mark, *arguments])
-                if not isinstance(answer, list) or len(answer) != items + 1 or answer[0] != mark:
-                    raise ExchangeError(f"found an answer of another form, expected {items + 1} items, the first {mark!r}")
-                # In here: a server that answers nonsense loses the connection.
-                return read(answer[1:])
+        def sound(answer: Any) -> T:
+            if not isinstance(answer, list) or len(answer) != items + 1 or answer[0] != mark:
+                raise ExchangeError(f"found an answer of another form, expected {items + 1} items, the first {mark!r}")
+            return read(answer[1:])
 
-        return await self._bounded(CALL_TIMEOUT_S, call)
-
-    async def _bounded(self, seconds: float, call: Callable[[], Awaitable[T]]) -> T:
+        seconds = CALL_TIMEOUT_S if within_s is None else within_s
         try:
             async with budget(seconds):
-                return await call()
+                return await self._clients.evaluate(script, keys, [mark, *arguments], read=sound)
         except Exception as exc:
             # A connection beside the one that failed leads to the same server, which may be the wrong one by now.
-            self._links.renew()
-            if isinstance(exc, ExchangeError):
-                raise
+            self._clients.renew()
             if type(exc) is TimeoutError:
-                raise ExchangeError(f"no answer within {seconds:g} s") from exc
-            raise ExchangeError(self._told(exc)) from exc
+                raise ExchangeError(f"no answer within {seconds:g} s") from None
+            # Without its cause, which may repeat a password.
+            raise self._clients.failure(exc) from None
 
 
 def _heard(items: Sequence[Any]) -> Heard:
-    now, members, totals = items
-    return Heard(now_s=_whole(now, most=2**53) / 1000, members=_whole(members, most=_MOST_MEMBERS), totals=_totals(totals))
+    now, known, members, totals = items
+    return Heard(
+        now_s=_whole(now, most=2**53) / 1000,
+        known=_whole(known, most=1) == 1,
+        members=_whole(members, most=_MOST_MEMBERS),
+        totals=_totals(totals),
+    )
 
 
 def _granted(items: Sequence[Any]) -> Sequence[bool]:

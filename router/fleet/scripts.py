@@ -45,32 +45,34 @@ class Script:
 _NOW: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local slack = tonumber(ARGV[2])
 local function drop_ended(key, life)
   redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
-  redis.call('ZREMRANGEBYSCORE', key, string.format('(%.0f', now + life), '+inf')
+  redis.call('ZREMRANGEBYSCORE', key, string.format('(%.0f', now + life + slack), '+inf')
 end
 """
 
 #: KEYS: members, shares, then one of places for each deployment in ``renew``.
-#: ARGV: mark, member, share, its life, a place's life (both ms), maxima, most of a number, of a vector, of a name's bytes, of
-#: names, of a share's bytes; then for each deployment the number of its places and these.
-#: Returns: mark, now in ms, other members, the sum of their shares as JSON.
+#: ARGV: mark, slack of the clock, member, share, its life, a place's life (all ms), maxima, most of a number, of a vector, of a
+#: name's bytes, of names, of a share's bytes; then for each deployment the number of its places and these.
+#: Returns: mark, now in ms, 1 if the member had an entry or else 0, other members, the sum of their shares as JSON.
 BEAT: Final = Script(
     _NOW
     + """
 local members, shares = KEYS[1], KEYS[2]
-local me, share = ARGV[2], ARGV[3]
-local share_life, place_life = tonumber(ARGV[4]), tonumber(ARGV[5])
-local maxima, most, most_fields = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local longest_name, most_names, most_bytes = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+local me, share = ARGV[3], ARGV[4]
+local share_life, place_life = tonumber(ARGV[5]), tonumber(ARGV[6])
+local maxima, most, most_fields = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local longest_name, most_names, most_bytes = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
 
 drop_ended(members, share_life)
+local known = redis.call('ZSCORE', members, me) and 1 or 0
 redis.call('ZADD', members, now + share_life, me)
 redis.call('HSET', shares, me, share)
 redis.call('PEXPIRE', members, share_life)
 redis.call('PEXPIRE', shares, share_life)
 
-local at = 12
+local at = 13
 for index = 3, #KEYS do
   local count = tonumber(ARGV[at])
   drop_ended(KEYS[index], place_life)
@@ -149,22 +151,25 @@ for name, sum in pairs(sums) do
   for position = 1, #sum do numbers[position] = string.format('%.17g', sum[position]) end
   parts[#parts + 1] = cjson.encode(name) .. ':[' .. table.concat(numbers, ',') .. ']'
 end
-return {ARGV[1], now, others, '{' .. table.concat(parts, ',') .. '}'}
+return {ARGV[1], now, known, others, '{' .. table.concat(parts, ',') .. '}'}
 """
 )
 
-#: KEYS: places of each deployment, once. ARGV: mark, a place's life (ms), then three for each place: which key, limit, place.
-#: Returns: mark, then 1 (granted) or 0 for each place.
+#: KEYS: members, then places of each deployment, once. ARGV: mark, slack of the clock, a place's life (both ms), member, then
+#: three for each place: which key, limit, place.
+#: Returns: mark, 1 if the member has an entry or else 0, and then no place is granted; 1 (granted) or 0 for each place.
 ACQUIRE: Final = Script(
     _NOW
     + """
-local life = tonumber(ARGV[2])
-for _, key in ipairs(KEYS) do drop_ended(key, life) end
-local answer = {ARGV[1]}
-for at = 3, #ARGV, 3 do
+local life = tonumber(ARGV[3])
+local ends = redis.call('ZSCORE', KEYS[1], ARGV[4])
+local known = ends and tonumber(ends) > now
+for index = 2, #KEYS do drop_ended(KEYS[index], life) end
+local answer = {ARGV[1], known and 1 or 0}
+for at = 5, #ARGV, 3 do
   local key, limit, place = KEYS[tonumber(ARGV[at])], tonumber(ARGV[at + 1]), ARGV[at + 2]
   local granted = 0
-  if redis.call('ZCARD', key) < limit or redis.call('ZSCORE', key, place) then
+  if known and (redis.call('ZCARD', key) < limit or redis.call('ZSCORE', key, place)) then
     granted = 1
     redis.call('ZADD', key, now + life, place)
     redis.call('PEXPIRE', key, life)

@@ -20,9 +20,11 @@ import contextlib
 import os
 import socket
 import ssl
+import threading
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
@@ -244,9 +246,7 @@ class RedisServer:
     async def commands(self) -> dict[str, int]:
         """Return how often each command was called since its start, failed ones included; those of scripts count as well."""
         stats = await self.info("commandstats")
-        return {
-            name.removeprefix("cmdstat_"): int(fields.split(",")[0].removeprefix("calls=")) for name, fields in stats.items()
-        }
+        return {name.removeprefix("cmdstat_"): int(fields.split(",")[0].removeprefix("calls=")) for name, fields in stats.items()}
 
     async def clients(self) -> int:
         """Return how many clients are connected, but for the one that asks."""
@@ -445,7 +445,7 @@ GARBAGE: Mapping[str, tuple[bytes, bool]] = {
     "silence": (b"", False),
     "junk": (b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", False),
     "binary": (bytes(range(256)) * 16, False),
-    "half": (b"*4\r\n$1\r\n1\r\n:17", False),
+    "half": (b"*5\r\n$1\r\n1\r\n:17", False),
     "endless line": (b"+" + b"x" * 65536, True),
     "endless string": (b"$99999999999\r\n", True),
     "long string": (b"$536870912\r\n" + b"x" * 65536, True),
@@ -457,11 +457,12 @@ GARBAGE: Mapping[str, tuple[bytes, bool]] = {
     "another type": (b":1\r\n", False),
     "nothing": (b"$-1\r\n", False),
     "too few": (b"*1\r\n$1\r\n1\r\n", False),
-    "another call's": (b"*4\r\n$9\r\n123456789\r\n:1700000000000\r\n:0\r\n$2\r\n{}\r\n", False),
+    "another call's": (b"*5\r\n$9\r\n123456789\r\n:1700000000000\r\n:1\r\n:0\r\n$2\r\n{}\r\n", False),
     "error": (b"-ERR \xff\x00 nonsense\r\n", False),
-    "error inside": (b"*4\r\n-ERR a\r\n-ERR b\r\n-ERR c\r\n-ERR d\r\n", False),
+    "error inside": (b"*5\r\n-ERR .\r\n-ERR a\r\n-ERR b\r\n-ERR c\r\n-ERR d\r\n", False),
     "moved to nowhere": (b"-MOVED 1\r\n", False),
     "echo": (ECHO, False),
+    "half an echo": (ECHO, False),
     "hangs up": (b"", True),
 }
 
@@ -476,7 +477,12 @@ async def garbage_server(kind: str, *, port: int = 0) -> AsyncIterator[int]:
         tasks.add(asyncio.current_task())  # type: ignore[arg-type]  # it runs in one
         try:
             while data := await reader.read(65536):
-                writer.write(answer + data.replace(b"\r\n", b" ") + b"\r\n" if answer is ECHO else answer)
+                if answer is ECHO:
+                    # What Redis itself repeats of an argument is cut short.
+                    told = data.replace(b"\r\n", b" ")
+                    writer.write(answer + (told if kind == "echo" else told[:-8]) + b"\r\n")
+                else:
+                    writer.write(answer)
                 await writer.drain()
                 while goes_on and answer and not writer.is_closing():
                     writer.write(b"x" * 65536 if answer.startswith((b"+", b"$")) else answer)
@@ -498,6 +504,74 @@ async def garbage_server(kind: str, *, port: int = 0) -> AsyncIterator[int]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await server.wait_closed()
+
+
+#: Name → what it answers to anything, and what comes behind that for ever.
+FLOODS: Mapping[str, tuple[bytes, bytes]] = {
+    "a string": (b"$536870912\r\n", b"x" * 65536),
+    "strings": (b"*8000\r\n", b"$60000\r\n" + b"x" * 60000 + b"\r\n"),
+    "items": (b"*2147483647\r\n", b":1\r\n" * 16384),
+}
+
+
+@dataclass(slots=True)
+class Flooded:
+    """A connection: bytes that were taken of it by its other end, or by what is in between."""
+
+    taken: int = 0
+
+
+class Flood:
+    """A port where a thread sends as fast as the other end takes it.
+
+    Attributes:
+        port: on the loopback.
+        connections: those that were made.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._head, self._body = FLOODS[kind]
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.connections: list[Flooded] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = self._listener.accept()
+                self.connections.append(Flooded())
+                self._threads.append(threading.Thread(target=self._talk, args=(peer, self.connections[-1])))
+                self._threads[-1].start()
+
+    def _talk(self, peer: socket.socket, connection: Flooded) -> None:
+        with peer, contextlib.suppress(OSError):
+            peer.settimeout(PATIENCE_S)
+            if not peer.recv(65536):
+                return
+            peer.sendall(self._head)
+            while True:
+                peer.sendall(self._body)
+                connection.taken += len(self._body)
+
+    def close(self) -> None:
+        """Wait until those who are connected have had enough."""
+        # A listener that is closed while it is waited on stays; one that is shut down does not.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join()
+
+
+@asynccontextmanager
+async def flood_server(kind: str) -> AsyncIterator[Flood]:
+    """Run one until the block ends, in which all connections to it must end."""
+    flood = Flood(kind)
+    try:
+        yield flood
+    finally:
+        await asyncio.to_thread(flood.close)
 
 
 class Proxy:
