@@ -452,7 +452,8 @@ class Parent:
     def _last_words(self, worker: Worker) -> None:
         with contextlib.suppress(BadFrame):
             for message in worker.end.drain():
-                if message.get("k") in ("samples", "pulse", "told"):
+                # That it served, too: whether a start has failed must not depend on what the parent saw first.
+                if message.get("k") in ("ready", "samples", "pulse", "told"):
                     self._hear(worker, message)
 
     def _signal(self, worker: Worker, number: signal.Signals) -> None:
