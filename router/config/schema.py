@@ -284,7 +284,7 @@ class VirtualKey(Section):
     sha256: Annotated[str | None, Digest(), _says("Hash of the key, from 'realtime-router key new'.")] = None
     models: Annotated[list[Annotated[str, _GROUP_NAME]] | None, _says("Groups it may use. Default: all.")] = None
     groups: Annotated[list[Annotated[str, _GROUP_NAME]] | None, _says("Another name for models.")] = None
-    max_sessions: Annotated[int | None, _COUNT, _says("Most sessions at once. Default: no limit.")] = None
+    max_sessions: Annotated[int | None, _COUNT, _says("Most sessions at once, in the whole fleet. Default: no limit.")] = None
     expires: Annotated[float | None, Moment(), _says("When it ends: ISO 8601 or epoch seconds. Default: never.")] = None
 
 
