@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from router.serve import run
+from router.process import run
 from tests.helpers.processes import router_process, written
 from tests.helpers.raw import TEXT, RawPeer, encode, raw_client, raw_upstream
 from tests.helpers.running import config_of, deployment_of

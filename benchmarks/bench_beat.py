@@ -26,7 +26,7 @@ from router.fleet.beat import Fleet
 from router.fleet.picture import Picture
 from router.fleet.redis_link import RedisExchange
 from router.pool import Pool
-from router.serve import run
+from router.process import run
 from router.tasks import Tasks
 from tests.helpers.redis_servers import RedisServer, redis_server
 from tests.helpers.running import config_of, deployment_of, load_config

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from router.serve import run
+from router.process import run
 from router.simulator import Simulator
 from tests.helpers.running import RunningRouter, config_of, next_type, running_router
 

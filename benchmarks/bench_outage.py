@@ -18,8 +18,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,18 @@ import aiohttp
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from router.serve import run
+from router.process import run
 from router.simulator import Simulator
 from tests.helpers.processes import RouterProcess, router_process, written
-from tests.helpers.redis_servers import RedisServer, garbage_server, redis_server
+from tests.helpers.redis_servers import (
+    RedisServer,
+    babbling,
+    frozen,
+    out_of_memory,
+    read_only,
+    redis_server,
+    restarted,
+)
 from tests.helpers.running import MODEL, config_of, deployment_of
 
 REPLICAS, DEPLOYMENTS = 3, 4
@@ -44,50 +52,13 @@ BALANCE_LIMIT = 0.10
 LINES_LIMIT = 6
 
 
-@asynccontextmanager
-async def frozen(server: RedisServer) -> AsyncIterator[None]:
-    """SIGSTOP."""
-    server.freeze()
-    try:
-        yield
-    finally:
-        server.thaw()
-
-
-@asynccontextmanager
-async def killed(server: RedisServer) -> AsyncIterator[None]:
-    """Killed; started again with nothing in it."""
-    await server.kill()
-    yield
-    await server.start()
-
-
-@asynccontextmanager
-async def read_only(server: RedisServer) -> AsyncIterator[None]:
-    """The replica of a master that is gone."""
-    await server.cli("REPLICAOF", "127.0.0.1", 1)
-    yield
-    await server.cli("REPLICAOF", "NO", "ONE")
-
-
-@asynccontextmanager
-async def out_of_memory(server: RedisServer) -> AsyncIterator[None]:
-    """It refuses what needs memory."""
-    await server.config_set(maxmemory_policy="noeviction", maxmemory=1)
-    yield
-    await server.config_set(maxmemory=0)
-
-
-@asynccontextmanager
-async def garbage(server: RedisServer) -> AsyncIterator[None]:
-    """Something else at its port."""
-    await server.kill()
-    async with garbage_server("binary", port=server.port):
-        yield
-    await server.start()
-
-
-TROUBLES = {trouble.__name__: trouble for trouble in (frozen, killed, read_only, out_of_memory, garbage)}
+TROUBLES = {
+    "frozen": frozen,
+    "killed": restarted,
+    "read_only": read_only,
+    "out_of_memory": out_of_memory,
+    "garbage": babbling,
+}
 
 
 @dataclass(slots=True)

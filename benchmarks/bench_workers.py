@@ -34,7 +34,7 @@ from benchmarks.relay.peers import Command, Place, Proxy, Unavailable
 from benchmarks.relay.upstream import Provider
 from benchmarks.relay.windows import Plan, Subject, Windows
 from benchmarks.relay.wire import Fault, Verdict
-from router.serve import run
+from router.process import run
 
 WORKERS: Final = (1, 2)
 MEASUREMENTS: Final = ("paced", "bursts")

@@ -15,7 +15,7 @@ Where to find what:
     upstream.py     the dial, until the first good event; providers/ who is dialled and how
                     eventloop.py, tls.py, tlstransport.py: the loop under it, certificates and resumption, TLS
     fleet/          what replicas and workers tell each other, and limits that hold for all of them
-    workers/        several processes behind one address; serve.py one process, from its configuration to its exit code
+    workers/        several processes behind one address; process.py one that serves; serve.py the one or the other
     relay/          two transports joined: bytes verbatim, a scanner that follows the frames; accel/ beside router/: its fast
                     path in C
     accounting.py   turns, first audio, usage; events.py what happened → metrics.py, logs.py

@@ -16,7 +16,7 @@ from router import logs
 from router.config import load_text
 from router.errors import ConfigError
 from router.events import Observers
-from router.serve import run, serve_until_signal
+from router.process import run, serve_until_signal
 from router.simulator import Simulator
 from router.simulator.dialects import DialectName
 

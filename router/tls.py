@@ -145,7 +145,7 @@ class _Key:
 
 
 # What tells that a file was replaced or rewritten: device, inode, modification time in ns, size. None: it cannot be read.
-_Stamp = tuple[int, int, int, int] | None
+Stamp = tuple[int, int, int, int] | None
 
 
 class TlsContexts:
@@ -156,7 +156,7 @@ class TlsContexts:
     """
 
     def __init__(self) -> None:
-        self._contexts: dict[_Key, tuple[tuple[_Stamp, ...], ssl.SSLContext]] = {}
+        self._contexts: dict[_Key, tuple[tuple[Stamp, ...], ssl.SSLContext]] = {}
 
     def ssl_context(self, deployment: DeploymentSettings) -> ssl.SSLContext | None:
         """Return the context for a deployment's dials.
@@ -170,7 +170,7 @@ class TlsContexts:
         if deployment.api_base is not None and deployment.api_base.strip().lower().startswith(("ws:", "http:")):
             return None
         key = _Key(deployment.ca_file, deployment.client_cert, deployment.client_key)
-        stamps = tuple(_stamp(path) for path in (key.ca_file, key.client_cert, key.client_key))
+        stamps = tuple(stamp_of(path) for path in (key.ca_file, key.client_cert, key.client_key))
         known = self._contexts.get(key)
         if known is not None and known[0] == stamps:
             return known[1]
@@ -225,7 +225,8 @@ def _reason(exc: OSError | ValueError, expected: str) -> str:
     return f"found {exc}, expected {expected}"
 
 
-def _stamp(path: str | None) -> _Stamp:
+def stamp_of(path: str | None) -> Stamp:
+    """Return what tells that a file was replaced under its name; ``None`` for one that is not there."""
     if path is None:
         return None
     try:

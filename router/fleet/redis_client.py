@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import socket
 import ssl
@@ -45,7 +44,7 @@ from router.config.settings import FleetSettings
 from router.fleet.exchange import ExchangeError
 from router.fleet.scripts import Script
 from router.tasks import Tasks
-from router.tls import resuming_context
+from router.tls import resuming_context, stamp_of
 
 #: Longest answer of a server that is read: a sum of 20,000 names. Bytes of its strings.
 MOST_BYTES: Final = 2**24
@@ -306,7 +305,7 @@ class Clients:
 
     def _context(self) -> ssl.SSLContext:
         files = (self._settings.ca_file, self._settings.client_cert, self._settings.client_key)
-        stamps = [_stamp(path) for path in files]
+        stamps = [stamp_of(path) for path in files]
         if self._tls is None or self._tls[0] != stamps:
             # Certificates are short-lived, and are replaced under the same name.
             self._tls = (stamps, _tls_context(self._settings))
@@ -350,17 +349,6 @@ def _tls_context(settings: FleetSettings) -> ssl.SSLContext:
 def _no_password() -> str:
     # Without a callback OpenSSL asks on the terminal, and the whole process waits for an answer.
     raise ValueError("the key is encrypted, expected one that is not")
-
-
-def _stamp(path: str | None) -> object:
-    """Return what tells that a file was replaced."""
-    if path is None:
-        return None
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _tells(text: str, secret: str) -> bool:

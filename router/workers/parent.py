@@ -38,7 +38,7 @@ from router.fleet import picture
 from router.fleet.board import Board
 from router.fleet.exchange import Wanted
 from router.metrics import PREFIX, RESTARTS, RESTARTS_TEXT, Page
-from router.serve import GC_THRESHOLDS, cannot_listen, facts_of, hangup, say, url_of
+from router.process import GC_THRESHOLDS, cannot_listen, facts_of, hangup, say, url_of
 from router.workers import merge
 from router.workers.channel import MOST_UNREAD_BYTES, BadFrame, Message, ParentEnd, Stuck
 from router.workers.sockets import address_of, open_listeners

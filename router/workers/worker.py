@@ -24,7 +24,7 @@ from router.engine import Engine
 from router.events import Event, Notice, Observers, SessionRecord
 from router.lag import LoopLag
 from router.metrics import Metrics
-from router.serve import STOP_TIMEOUT_S, assemble, drop_unread, loop_error, run, settle
+from router.process import STOP_TIMEOUT_S, assemble, drop_unread, loop_error, run, settle
 from router.tasks import Tasks
 from router.workers import merge
 from router.workers.channel import BadFrame, ChannelLost, WorkerEnd

@@ -720,3 +720,49 @@ def acl_user(name: str, password: str, prefix: str, commands: str) -> Sequence[s
     """
     allowed = [f"+{command.lower()}" for command in commands.split()]
     return ["ACL", "SETUSER", name, "reset", "on", f">{password}", f"~{{{prefix}}}:*", *allowed]
+
+
+# --- a server in trouble, and as it was again -----------------------------------------------------
+
+
+@asynccontextmanager
+async def frozen(server: RedisServer) -> AsyncIterator[None]:
+    """It takes connections and answers nothing."""
+    server.freeze()
+    try:
+        yield
+    finally:
+        server.thaw()
+
+
+@asynccontextmanager
+async def restarted(server: RedisServer) -> AsyncIterator[None]:
+    """It is killed, and started again with nothing in it."""
+    await server.kill()
+    yield
+    await server.start()
+
+
+@asynccontextmanager
+async def read_only(server: RedisServer) -> AsyncIterator[None]:
+    """It became the replica of a master that is gone."""
+    await server.cli("REPLICAOF", "127.0.0.1", 1)
+    yield
+    await server.cli("REPLICAOF", "NO", "ONE")
+
+
+@asynccontextmanager
+async def out_of_memory(server: RedisServer) -> AsyncIterator[None]:
+    """It refuses what would need memory."""
+    await server.config_set(maxmemory_policy="noeviction", maxmemory=1)
+    yield
+    await server.config_set(maxmemory=0)
+
+
+@asynccontextmanager
+async def babbling(server: RedisServer) -> AsyncIterator[None]:
+    """Something else listens at its port, and answers with garbage."""
+    await server.kill()
+    async with garbage_server("junk", port=server.port):
+        yield
+    await server.start()

@@ -22,7 +22,16 @@ from router.simulator import Simulator
 from router.simulator.pytest_plugin import SimulatorFactory
 from tests.helpers.parts import require
 from tests.helpers.processes import RouterProcess, router_process, written
-from tests.helpers.redis_servers import SERVERS, RedisServer, garbage_server, redis_server
+from tests.helpers.redis_servers import (
+    SERVERS,
+    RedisServer,
+    babbling,
+    frozen,
+    out_of_memory,
+    read_only,
+    redis_server,
+    restarted,
+)
 from tests.helpers.running import MODEL, RunningRouter, config_of, deployment_of, next_type, run_turn, running_router, until
 
 # How many clients shake hands at a time. More would only wait in each other's way.
@@ -260,49 +269,6 @@ async def until_seen(router: RouterProcess, deployment: str, sessions: int) -> N
 
 
 # --- a server in trouble -------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def frozen(server: RedisServer) -> AsyncIterator[None]:
-    """It takes connections and answers nothing."""
-    server.freeze()
-    try:
-        yield
-    finally:
-        server.thaw()
-
-
-@asynccontextmanager
-async def restarted(server: RedisServer) -> AsyncIterator[None]:
-    """It is killed, and started again with nothing in it."""
-    await server.kill()
-    yield
-    await server.start()
-
-
-@asynccontextmanager
-async def read_only(server: RedisServer) -> AsyncIterator[None]:
-    """It became the replica of a master that is gone."""
-    await server.cli("REPLICAOF", "127.0.0.1", 1)
-    yield
-    await server.cli("REPLICAOF", "NO", "ONE")
-
-
-@asynccontextmanager
-async def out_of_memory(server: RedisServer) -> AsyncIterator[None]:
-    """It refuses what would need memory."""
-    await server.config_set(maxmemory_policy="noeviction", maxmemory=1)
-    yield
-    await server.config_set(maxmemory=0)
-
-
-@asynccontextmanager
-async def babbling(server: RedisServer) -> AsyncIterator[None]:
-    """Something else listens at its port, and answers with garbage."""
-    await server.kill()
-    async with garbage_server("junk", port=server.port):
-        yield
-    await server.start()
 
 
 # A server without memory is another matter: it lets a script that has begun to write go on, so beats are answered all the same.

@@ -24,7 +24,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from router.events import Observers
-from router.serve import serve_until_signal
+from router.process import serve_until_signal
 from router.simulator import Simulator
 from router.simulator.pytest_plugin import SimulatorFactory
 from tests.helpers.processes import PATIENCE_S, RouterProcess, environment, router_process, run, written

@@ -1,0 +1,170 @@
+"""One process that serves: event loop, observers, engine, server, signals.
+
+Several that serve the same addresses are in ``router.workers``, and made of the same pieces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TextIO
+
+from prometheus_client import CollectorRegistry
+
+from router.accounting import KNOWN_TYPES
+from router.app import Server
+from router.config.settings import Settings
+from router.engine import Engine
+from router.eventloop import new_event_loop
+from router.events import Notice, Observers
+from router.fleet.exchange import Exchange
+from router.lag import LoopLag
+from router.metrics import Metrics
+from router.relay.fastpath import accelerated
+
+# How long running sessions get to answer the CLOSE when the process ends.
+STOP_TIMEOUT_S: Final = 1.0
+# Objects that may be made and not freed before the collector looks at the young ones; its default is 700, a few sessions.
+GC_THRESHOLDS: Final = (20_000, 20, 50)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run ``main`` to its end on uvloop where there is one, else asyncio's."""
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(main())
+
+
+async def serve_until_signal(
+    settings: Settings, tell: Observers, *, started: Callable[[str], str] | None = None, hangup_ends: bool = False
+) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code.
+
+    Args:
+        settings: the generation.
+        tell: observers; metrics are added.
+        started: URL → what to print once connections are accepted, instead of one line.
+        hangup_ends: SIGHUP ends it as well, for what belongs to a terminal.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if hasattr(signal, "SIGHUP"):
+        # A terminal that closes, or an operator who expects a reload, must not end every call.
+        loop.add_signal_handler(signal.SIGHUP, *((stop.set,) if hangup_ends else (hangup, tell)))
+    loop.set_exception_handler(lambda _, context: loop_error(tell, context))
+
+    engine, metrics = assemble(settings, tell)
+    server = Server(engine, render_metrics=metrics.render)
+    lag = LoopLag(metrics.loop_lag)
+    lag.start()
+    try:
+        try:
+            await server.start()
+        except OSError as error:
+            await server.stop(timeout_s=0)
+            cannot_listen(settings, error)
+            return 1
+        settle()
+        url = url_of(server.addresses[0])
+        say(f"realtime-router listening on {url}" if started is None else started(url))
+        operations = None if settings.server.ops_listen is None else server.addresses[-1]
+        tell(Notice(level="info", event="listening", facts=facts_of(settings, url, operations)))
+        await stop.wait()
+        tell(Notice(level="info", event="stopping", facts={"sessions": engine.sessions}))
+        await server.stop(timeout_s=STOP_TIMEOUT_S)
+        tell(Notice(level="info", event="stopped"))
+    finally:
+        lag.stop()
+    return 0
+
+
+def assemble(
+    settings: Settings, tell: Observers, *, exchange: Exchange | None = None, member: str | None = None
+) -> tuple[Engine, Metrics]:
+    """Put together what serves and what counts, inside the event loop.
+
+    Args:
+        settings: the generation.
+        tell: observers; the metrics are added.
+        exchange, member: see ``Engine``.
+    """
+    metrics = Metrics(CollectorRegistry(), known_types=KNOWN_TYPES)
+    tell.add(metrics)
+    engine = Engine(settings, tell=tell, exchange=exchange, member=member)
+    metrics.watch(lambda: engine.pool.deployments)
+    metrics.watch_fleet(engine.fleet)
+    metrics.config_loaded(engine.generation, epoch_s=time.time())
+    return engine, metrics
+
+
+def settle() -> None:
+    """The start is over: set the garbage collector to what serving needs."""
+    # What was made so far lives as long as the process: the collector need not walk it again and again.
+    gc.collect()
+    gc.freeze()
+    # A session leaves no garbage that would need the collector, which walks over all that run to find that out.
+    gc.set_threshold(*GC_THRESHOLDS)
+    gc.enable()
+
+
+def cannot_listen(settings: Settings, error: OSError) -> None:
+    """Complain of an address that cannot be had."""
+    listen = settings.server.listen
+    print(f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}", file=sys.stderr)
+
+
+def facts_of(settings: Settings, url: str, operations: tuple[str, int] | None) -> dict[str, Any]:
+    """What the log says when connections are accepted.
+
+    Args:
+        settings: the generation.
+        url: for clients.
+        operations: the operators' own address, if they have one.
+    """
+    facts: dict[str, Any] = {"url": url, "groups": len(settings.groups), "relay": "accelerated" if accelerated else "pure"}
+    if operations is not None:
+        facts["operations"] = "http://{}:{}".format(*operations)
+    return facts
+
+
+def say(text: str) -> None:
+    """Print on standard output; whoever reads it may be gone, and that is no reason to end."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
+    drop_unread(sys.stdout)
+
+
+def drop_unread(stream: TextIO | None) -> None:
+    """Lose what nobody will read: it would fail once more when the interpreter ends, and turn the exit code into 120."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def url_of(address: tuple[str, int]) -> str:
+    """The URL that clients connect to."""
+    host, port = address
+    return f"ws://{f'[{host}]' if ':' in host else host}:{port}/v1/realtime"
+
+
+def hangup(tell: Observers) -> None:
+    """Say that SIGHUP does nothing."""
+    tell(Notice(level="warning", event="SIGHUP ignored", facts={"reason": "this version reads its configuration at start only"}))
+
+
+def loop_error(tell: Observers, context: dict[str, Any]) -> None:
+    """Tell of what nobody caught on the event loop."""
+    facts = {"message": str(context.get("message", ""))}
+    error = context.get("exception")
+    tell(Notice(level="error", event="event loop", facts=facts if error is None else {**facts, "error": error}))
