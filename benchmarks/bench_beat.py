@@ -86,6 +86,7 @@ class Members:
         member = f"{rng.getrandbits(64):016x}"
         return Fleet(
             RedisExchange(server.settings(), member=member),
+            where="the server",
             member=member,
             deployments=lambda: pool.deployments,
             keys=dict,

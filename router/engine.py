@@ -14,7 +14,7 @@ from typing import cast
 
 from router.accounting import Accounting
 from router.auth import Principal
-from router.config.settings import Settings
+from router.config.settings import FleetSettings, Settings
 from router.errors import KeyLimitReached, Overloaded, RouterError, ShuttingDown
 from router.events import (
     ConfigAlarm,
@@ -53,6 +53,15 @@ TRAFFIC_INTERVAL_S = 5.0
 _CUT_TIMEOUT_S = 0.5
 
 _EARLY_CLOSE = Verdict(outcome=Outcome.EARLY_CLOSE, blames=True, transient=True)
+
+
+def where(settings: FleetSettings) -> str:
+    """A fleet's server in an operator's words, without any secret."""
+    if settings.path is not None:
+        return settings.path
+    nodes = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in settings.nodes)
+    kind = {"single": "", "sentinel": f"{settings.service} by sentinels ", "cluster": "cluster of "}[settings.kind]
+    return f"{kind}{nodes}{' with TLS' if settings.tls else ''}"
 
 
 def new_session_id() -> str:
@@ -154,6 +163,7 @@ class Engine:
             return None
         return Fleet(
             exchange,
+            where="the parent of the workers" if settings is None else where(settings),
             member=member,
             deployments=self._deployments,
             keys=self._sessions_of_keys,

@@ -34,12 +34,18 @@ _NEXT_BEAT_S: Final = 1.0
 class Limits(Protocol):
     """Says how much of a limit of the whole fleet this process may use."""
 
+    @property
+    def unknown(self) -> bool:
+        """Whether nothing may be granted, because the fleet cannot be asked."""
+
     def most(self, deployment: str, limit: int) -> int:
         """Return the most sessions that this process may hold on a deployment under a limit of the fleet, as things are."""
 
 
 class Alone:
     """No fleet: every limit is this process's own."""
+
+    unknown = False
 
     def most(self, deployment: str, limit: int) -> int:
         """Return the limit."""
@@ -198,7 +204,8 @@ class Deployment:
     def obstacle(self) -> str:
         """Why no session may begin here now, breaker aside; empty when nothing stands in the way.
 
-        One of ``misconfigured``, ``maint``, ``draining``, ``cooling_down``, ``full``, ``rate_limited``.
+        One of ``misconfigured``, ``maint``, ``draining``, ``cooling_down``, ``full``, ``limit_unknown`` (that of
+        the fleet cannot be asked about), ``rate_limited``.
         """
         state = self.settings.state
         if state != "ready":
@@ -206,8 +213,11 @@ class Deployment:
         if self.cool_down.active:
             return "cooling_down"
         most = self.settings.max_sessions
-        if most is not None and (self.sessions >= self._limits.most(self.settings.id, most) or self.full_until > self._clock()):
-            return "full"
+        if most is not None:
+            if self._limits.unknown:
+                return "limit_unknown"
+            if self.sessions >= self._limits.most(self.settings.id, most) or self.full_until > self._clock():
+                return "full"
         if self._lacks_room(self.starts, "minute_starts") or self._lacks_room(self.tokens, "minute_tokens"):
             return "rate_limited"
         return ""

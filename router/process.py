@@ -134,6 +134,22 @@ def facts_of(settings: Settings, url: str, operations: tuple[str, int] | None) -
     return facts
 
 
+def open_missing_streams() -> None:
+    """Give a process that was started without standard input, output or error one that leads nowhere.
+
+    The next files and sockets would get their numbers otherwise, and be written to by whoever means the stream.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False))
+
+
 def say(text: str) -> None:
     """Print on standard output; whoever reads it may be gone, and that is no reason to end."""
     with contextlib.suppress(OSError):

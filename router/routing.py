@@ -461,7 +461,7 @@ class Routing:
         return NoDeploymentAvailable(retry_after_s=_retry_after_s(ejected_s))
 
 
-_LIMITED: Final = frozenset({"full", "cooling_down", "rate_limited"})
+_LIMITED: Final = frozenset({"full", "limit_unknown", "cooling_down", "rate_limited"})
 
 
 def _retry_after_s(waits_s: list[float]) -> float:

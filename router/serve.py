@@ -7,11 +7,12 @@ import sys
 from router import logs
 from router.config import Loaded
 from router.events import Notice, Observers
-from router.process import drop_unread, run, serve_until_signal
+from router.process import drop_unread, open_missing_streams, run, serve_until_signal
 
 
 def serve(loaded: Loaded) -> int:
     """Serve until a signal ends it. Returns the exit code."""
+    open_missing_streams()
     server = loaded.settings.server
     logs.register_secrets(logs.secrets_of(loaded.settings))
     logs.configure(server.log_format, server.log_level)

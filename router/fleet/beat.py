@@ -23,7 +23,7 @@ from typing import Final, Literal
 
 from router.breaker import BreakerState
 from router.events import FleetBeat, Notice, Observers
-from router.fleet.exchange import Exchange, Heard
+from router.fleet.exchange import Exchange, ExchangeError, Heard
 from router.fleet.gate import Gate
 from router.fleet.picture import MAXIMA, MOST, Picture, Vector, vector
 from router.pool import Deployment
@@ -52,6 +52,7 @@ class Fleet:
 
     Args:
         exchange: carries shares and places.
+        where: the exchange in an operator's words, for the log.
         member: this process's name there, fresh at each start: an old life's entry is another member's.
         deployments: what there is to tell of, asked at each beat.
         keys: virtual key's name → its sessions here.
@@ -67,6 +68,7 @@ class Fleet:
         self,
         exchange: Exchange,
         *,
+        where: str,
         member: str,
         deployments: Callable[[], Iterable[Deployment]],
         keys: Callable[[], Mapping[str, int]],
@@ -78,6 +80,7 @@ class Fleet:
         rng: random.Random,
     ) -> None:
         self.member = member
+        self._where = where
         self.picture = picture
         self.gate = Gate(
             exchange,
@@ -104,6 +107,7 @@ class Fleet:
         self._asked_at = -math.inf  # the last beat that was answered
         self._told_lost_at = -math.inf
         self._told_lost = False
+        self._joined_once = False
         self._gate_error: Exception | None = None  # since the last answer
 
     @property
@@ -207,6 +211,7 @@ class Fleet:
     # --- what came of it ----------------------------------------------------------------------------
 
     def _answered(self, heard: Heard, asked_at: float) -> None:
+        gate_failed = self._gate_error is not None
         if self._gate_error is not None:
             # Shares come and go, and places do not: a right that is missing, or a server that is too far away.
             self._lose("fleet: places across the fleet cannot be asked for", self._gate_error)
@@ -228,16 +233,20 @@ class Fleet:
         if not self.gate.reachable:
             self.gate.reachable = True
         self.gate.tell_returns()
-        if self._told_lost:
-            self._told_lost = False
-            self._tell(Notice(level="info", event="fleet: shared state is back", facts={"members": heard.members + 1}))
+        facts = {"members": heard.members + 1, "server": self._where}
+        if not self._joined_once:
+            self._joined_once = True
+            self._tell(Notice(level="info", event="fleet joined", facts=facts))
+        elif self._told_lost and not gate_failed:
+            self._tell(Notice(level="info", event="fleet: shared state is back", facts=facts))
+        self._told_lost = self._told_lost and gate_failed
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1
         self._gate_error = None
         self.gate.reachable = False
         if self._failures >= _FAILURES_TOLD:
-            self._lose("fleet: shared state is lost", error)
+            self._lose("fleet: shared state is lost" if self._joined_once else "fleet: shared state cannot be reached", error)
 
     def _lose(self, event: str, error: Exception) -> None:
         now = self._clock()
@@ -245,8 +254,20 @@ class Fleet:
             return
         self._told_lost = True
         self._told_lost_at = now
-        facts = {"error": error, "meanwhile": "this process goes by its own counts and its part of limits"}
+        # In words of the library and not as an exception: where it was raised says nothing to an operator.
+        text = f"{type(error).__name__}: {error}" if not isinstance(error, ExchangeError) else str(error)
+        facts = {
+            "server": self._where,
+            "error": text,
+            "silent_s": None if self._asked_at == -math.inf else round(now - self._asked_at, 1),
+            "meanwhile": self._meanwhile,
+        }
         self._tell(Notice(level="warning", event=event, facts=facts))
+
+    @property
+    def _meanwhile(self) -> str:
+        limits = "max_sessions by this process's part" if self.gate.open_on_loss else "nothing new where there is a max_sessions"
+        return f"choices by the last picture until it is 10 s old, then by own counts; {limits}"
 
     def _gate_failed(self, error: Exception) -> None:
         # The beat finds out for itself how things are; until then nobody else waits in vain.

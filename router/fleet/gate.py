@@ -64,7 +64,7 @@ class Gate:
         self._exchange = exchange
         self._picture = picture
         self._member = member
-        self._open_on_loss = on_loss == "open"
+        self.open_on_loss = on_loss == "open"
         self._tasks = tasks
         self._clock = clock
         self._on_failure = on_failure
@@ -78,11 +78,16 @@ class Gate:
         self._returns: dict[str, list[str]] = {}
         self._returning = False
 
+    @property
+    def unknown(self) -> bool:
+        """Whether nothing is granted for now, because the exchange is away and that is what the configuration asks for."""
+        return not self.reachable and not self.open_on_loss
+
     def most(self, deployment: str, limit: int) -> int:
         """Return the most sessions that this process may hold on a deployment under a limit of the fleet, as things are."""
         if self.reachable:
             return limit
-        if not self._open_on_loss:
+        if not self.open_on_loss:
             return 0
         # For as long as it is known what the others held, it is not taken from them.
         left = max(0, limit - self._picture.of(deployment).sessions)

@@ -25,12 +25,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import re
 import socket
 import ssl
+import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import redis
@@ -54,6 +58,7 @@ MOST_ITEMS: Final = 2**13
 _ONE_OF_SEVERAL_S: Final = 0.3
 # Longest wait for the end of a connection, and for one part of a dial. Seconds.
 _END_S: Final = 2.0
+_SLOW_LOOKUP_S: Final = 0.5
 _LONGEST_MESSAGE: Final = 200
 # So many characters of a password in a row are not told.
 _TELLING: Final = 6
@@ -127,6 +132,7 @@ class Clients:
         # Counts ``renew``: a client from before is not used again.
         self._age = 0
         self._lookups = 0
+        self._lookups_of: dict[str, asyncio.Future[float]] = {}
         self._tls: tuple[Sequence[object], ssl.SSLContext] | None = None
         self._closed = False
 
@@ -201,7 +207,7 @@ class Clients:
         """Have a client to oneself. When the block does not end well, it is let go of."""
         async with self._room:
             age = self._age
-            client = self._idle.popleft() if self._idle and not new else self._client(await self._find())
+            client = self._idle.popleft() if self._idle and not new else await self._new()
             try:
                 yield client
             except BaseException:
@@ -212,6 +218,12 @@ class Clients:
             else:
                 self._let_go(client)
 
+    async def _new(self) -> Redis:
+        place = await self._find()
+        if not isinstance(place, str):
+            await self._look_up(place[0])
+        return self._client(place)
+
     def _let_go(self, client: Redis) -> None:
         self._open.discard(client)
         task = self._tasks.spawn(client.aclose(), name="fleet connection ends", expected=(Exception,))
@@ -219,6 +231,35 @@ class Clients:
         task.add_done_callback(self._ending.discard)
 
     # --- where the server is ------------------------------------------------------------------------
+
+    async def _look_up(self, host: str) -> None:
+        """Return when a name can be looked up, and that quickly.
+
+        The dial looks it up by itself, in one of the few threads that the event loop has for this, and a lookup cannot be
+        given up: those of a name server that hangs would take all of them, and with them the dials of every session. So a
+        thread of our own, never more than one for a name, finds out first.
+
+        Raises:
+            ExchangeError: it took long.
+            OSError: there is no such name.
+        """
+        try:
+            ipaddress.ip_address(host)
+            return
+        except ValueError:
+            pass
+        lookup = self._lookups_of.get(host)
+        if lookup is None:
+            lookup = self._lookups_of[host] = _lookup(host)
+            lookup.add_done_callback(partial(self._looked_up, host))
+        seconds = await asyncio.shield(lookup)
+        if seconds > _SLOW_LOOKUP_S:
+            raise ExchangeError(f"the name {host} took {seconds:.1f} s to look up, expected at most {_SLOW_LOOKUP_S:g} s")
+
+    def _looked_up(self, host: str, lookup: asyncio.Future[float]) -> None:
+        del self._lookups_of[host]
+        if not lookup.cancelled():
+            lookup.exception()  # nobody may wait any more
 
     async def _find(self) -> Address | str:
         settings = self._settings
@@ -242,6 +283,7 @@ class Clients:
             node = nodes[(self._lookups + turn) % len(nodes)]
             try:
                 async with asyncio.timeout(_ONE_OF_SEVERAL_S if len(nodes) > 1 else None):
+                    await self._look_up(node[0])
                     return await ask(node)
             except Exception as error:
                 reasons.append(f"{node[0]}:{node[1]}: {self.failure(error)}")
@@ -310,6 +352,33 @@ class Clients:
             # Certificates are short-lived, and are replaced under the same name.
             self._tls = (stamps, _tls_context(self._settings))
         return self._tls[1]
+
+
+def _lookup(host: str) -> asyncio.Future[float]:
+    """Look a name up in a thread that nobody waits for; the result is the seconds that it took."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[float] = loop.create_future()
+
+    def settle(seconds: float, error: OSError | None) -> None:
+        if found.done():
+            return
+        if error is None:
+            found.set_result(seconds)
+        else:
+            found.set_exception(error)
+
+    def run() -> None:
+        started, failed = time.monotonic(), None
+        try:
+            socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            failed = error if isinstance(error, OSError) else OSError(f"{host!r} is no name")
+        # The loop may be closed by now.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, time.monotonic() - started, failed)
+
+    threading.Thread(target=run, name=f"look up {host}", daemon=True).start()
+    return found
 
 
 class _TlsConnection(SSLConnection):

@@ -345,7 +345,11 @@ class Parent:
     # --- life and death -----------------------------------------------------------------------------
 
     def _fork(self, slot: Slot) -> None:
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            self._cannot_fork(slot, error)
+            return
         member = f"{slot.number}-{secrets.token_hex(8)}"
         # What stands in a buffer would be printed by both.
         for stream in (sys.stdout, sys.stderr):

@@ -115,6 +115,7 @@ class Process:
         self.keys: dict[str, int] = {}
         self.fleet = Fleet(
             self.exchange,
+            where="the board",
             member=member,
             deployments=lambda: self.pool.deployments,
             keys=lambda: self.keys,

@@ -302,7 +302,7 @@ async def test_a_server_in_trouble_is_not_felt(valkey: RedisServer, simulator: S
             # more to come back.
             assert 1 <= answered <= 4
             lines = [notice.event for notice in router.of(Notice) if notice.event.startswith("fleet")]
-            assert lines == ["fleet: shared state is lost", "fleet: shared state is back"]
+            assert lines == ["fleet joined", "fleet: shared state is lost", "fleet: shared state is back"]
         for ws in running:
             assert (await run_turn(ws))[-1] == "response.done"
         assert not [record for router in routers for record in router.records]
@@ -328,13 +328,16 @@ async def test_a_server_without_memory_is_not_felt(server: RedisServer, simulato
                 assert (await run_turn(ws))[-1] == "response.done"
             assert excess(sims, [1, 1, 1, 1]) <= 0.10
         await acquainted(routers, 2)
-        assert len([notice for router in routers for notice in router.of(Notice)]) <= 4
+        assert len([notice for router in routers for notice in router.of(Notice)]) <= 6
         assert not [record for router in routers for record in router.records]
 
 
-async def told_lost(router: RunningRouter) -> None:
+async def told_lost(router: RunningRouter, *, joined: bool = True) -> None:
     """Wait until the log says that the server is lost."""
-    await router.until(Notice, where=lambda notice: notice.event == "fleet: shared state is lost")
+    lost = await router.until(Notice, where=lambda notice: notice.event.startswith("fleet: shared state"))
+    assert lost.level == "warning"
+    assert lost.event == f"fleet: shared state {'is lost' if joined else 'cannot be reached'}"
+    assert "127.0.0.1:" in lost.facts["server"] and lost.facts["error"]
 
 
 async def test_a_router_starts_without_its_server(valkey: RedisServer, simulator: SimulatorFactory) -> None:
@@ -342,7 +345,7 @@ async def test_a_router_starts_without_its_server(valkey: RedisServer, simulator
     await valkey.kill()
     async with running_router(fleet_config(valkey, await simulator())) as router:
         await router.session()
-        await told_lost(router)
+        await told_lost(router, joined=False)
         await valkey.start()
         await acquainted([router], 1)
         await router.session()

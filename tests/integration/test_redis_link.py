@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -958,3 +959,29 @@ async def test_after_the_end_nothing_is_open(one: RedisServer) -> None:
             return await one.clients() == 0
 
         await until(none)
+
+
+async def test_a_name_server_that_hangs_takes_one_thread(hurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lookups cannot be given up: however often the exchange tries, one of them is under way, and no dial waits behind it."""
+    asked = threading.Semaphore(0)
+    answer = threading.Event()
+    real = socket.getaddrinfo
+
+    def slow(host: Any, *arguments: Any, **options: Any) -> Any:
+        if host != "redis.example":
+            return real(host, *arguments, **options)
+        asked.release()
+        answer.wait(20)
+        raise OSError("no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    exchange = RedisExchange(FleetSettings(nodes=(("redis.example", 6379),)), member="a")
+    try:
+        for _ in range(6):
+            with pytest.raises(ExchangeError):
+                await exchange.acquire([Wanted(deployment="d", limit=1, place="a:1")])
+        assert asked.acquire(timeout=10)
+        assert not asked.acquire(blocking=False)
+    finally:
+        answer.set()
+        await exchange.close()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from router.events import FleetBeat, Notice
 from router.fleet.beat import BURST
+from router.fleet.exchange import ExchangeError
 from router.fleet.picture import field
 from router.retry import Outcome, Verdict
 from strategies.base import Freshness
@@ -118,7 +120,7 @@ async def test_without_answers_the_picture_ages_and_two_answers_mend_it() -> Non
     await first.fleet.beat()
     assert mode(first) == "fresh"
     assert first.deployment().elsewhere.sessions == 1
-    assert notices(first) == ["fleet: shared state is lost", "fleet: shared state is back"]
+    assert notices(first) == ["fleet joined", "fleet: shared state is lost", "fleet: shared state is back"]
 
 
 async def test_an_emptied_server_is_not_taken_for_an_empty_fleet() -> None:
@@ -229,12 +231,13 @@ async def test_a_server_that_comes_and_goes_does_not_fill_the_log() -> None:
     """Two lines a minute at most, however often it changes."""
     world = World(1)
     process = world.processes[0]
+    await world.beats()
     for _ in range(30):
         for condition in ("down", "down", "up", "up"):
             process.exchange.condition = condition
             await process.fleet.beat()
             world.advance(0.45)
-    assert notices(process) == ["fleet: shared state is lost", "fleet: shared state is back"]
+    assert notices(process) == ["fleet joined", "fleet: shared state is lost", "fleet: shared state is back"]
 
 
 async def test_nothing_to_tell_is_not_told() -> None:
@@ -303,3 +306,23 @@ def test_a_burst_asks_for_an_early_beat() -> None:
     assert not fleet._early.is_set()
     fleet.begun()
     assert fleet._early.is_set()
+
+
+async def test_places_that_cannot_be_asked_for_are_not_called_back() -> None:
+    """Beats go through and places do not: the log says so, and not in the same breath that all is well."""
+    world = World(1, max_sessions=5)
+    process = world.processes[0]
+    await world.beats()
+
+    async def fail(wanted: object) -> Sequence[bool]:
+        raise ExchangeError("no right to do so")
+
+    real = process.exchange.acquire
+    setattr(process.exchange, "acquire", fail)  # noqa: B010 (a method is replaced on purpose)
+    for _ in range(5):
+        assert await process.admit() is not None
+        await world.beats(1)
+    assert notices(process) == ["fleet joined", "fleet: places across the fleet cannot be asked for"]
+    setattr(process.exchange, "acquire", real)  # noqa: B010 (and put back)
+    await world.beats(1)
+    assert notices(process)[2:] == ["fleet: shared state is back"]
