@@ -116,8 +116,9 @@ def settle() -> None:
 
 def cannot_listen(settings: Settings, error: OSError) -> None:
     """Complain of an address that cannot be had."""
-    listen = settings.server.listen
-    print(f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}", file=sys.stderr)
+    server = settings.server
+    places = " or ".join(f"{one.host}:{one.port}" for one in (server.listen, server.ops_listen) if one is not None)
+    print(f"cannot listen on {places}: {error.strerror or error}", file=sys.stderr)
 
 
 def facts_of(settings: Settings, url: str, operations: tuple[str, int] | None) -> dict[str, Any]:

@@ -135,6 +135,7 @@ class Clients:
         self._lookups_of: dict[str, asyncio.Future[float]] = {}
         self._tls: tuple[Sequence[object], ssl.SSLContext] | None = None
         self._closed = False
+        self._answered = False  # at least once
 
     @property
     def connected(self) -> bool:
@@ -154,7 +155,9 @@ class Clients:
                 answer = await client.evalsha(script.sha, len(keys), *keys, *arguments)
             except NoScriptError:
                 answer = await client.eval(script.source, len(keys), *keys, *arguments)
-            return read(answer)
+            found = read(answer)
+            self._answered = True
+            return found
 
     async def fill(self) -> None:
         """Connect as many as are to be spare.
@@ -189,16 +192,38 @@ class Clients:
                     while self._ending:
                         await asyncio.wait(self._ending)
 
-    def failure(self, error: Exception) -> ExchangeError:
-        """Return what to tell of an exception. It may quote what a server sent, and a server what it was sent."""
+    def failure(self, error: Exception, *, after_s: float | None = None) -> ExchangeError:
+        """Return what to tell of an exception. It may quote what a server sent, and a server what it was sent.
+
+        Args:
+            error: of a call.
+            after_s: how long the call was given.
+        """
         if isinstance(error, ExchangeError):
             return error
+        if type(error) is TimeoutError and after_s is not None:
+            return ExchangeError(f"no answer within {after_s:g} s{self._advice(error)}")
         settings, text = self._settings, str(error)
         for secret in (settings.password, settings.sentinel_password):
             if secret is not None and _tells(text, secret.reveal()):
                 text = "the server repeats a password"
         text = "".join(char if char.isprintable() else "?" for char in text[:_LONGEST_MESSAGE])
-        return ExchangeError(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+        told = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        return ExchangeError(told + self._advice(error))
+
+    def _advice(self, error: Exception) -> str:
+        """What may be wrong with the configuration, while no server has ever answered."""
+        if self._answered:
+            return ""
+        text = str(error)
+        unauthenticated = any(word in text for word in ("unauthenticated", "NOAUTH", "Authentication required"))
+        if self._settings.password is None and unauthenticated:
+            return "; it asks for a password (redis_password)"
+        if isinstance(error, TimeoutError) and self._settings.tls:
+            return "; it may not speak TLS"
+        if not self._settings.tls and ("reset by peer" in text or "closed by server" in text):
+            return "; it may want TLS (rediss:// or redis_ssl)"
+        return ""
 
     # --- which client -------------------------------------------------------------------------------
 

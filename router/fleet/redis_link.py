@@ -166,10 +166,8 @@ class RedisExchange:
         except Exception as exc:
             # A connection beside the one that failed leads to the same server, which may be the wrong one by now.
             self._clients.renew()
-            if type(exc) is TimeoutError:
-                raise ExchangeError(f"no answer within {seconds:g} s") from None
             # Without its cause, which may repeat a password.
-            raise self._clients.failure(exc) from None
+            raise self._clients.failure(exc, after_s=seconds) from None
 
 
 def _heard(items: Sequence[Any]) -> Heard:

@@ -985,3 +985,24 @@ async def test_a_name_server_that_hangs_takes_one_thread(hurried: None, monkeypa
     finally:
         answer.set()
         await exchange.close()
+
+
+async def test_what_may_be_wrong_with_the_configuration_is_said(tmp_path: Path, hurried: None) -> None:
+    """A password that is missing, and TLS on one side only: the words of server and library alone would leave one guessing."""
+    program = require("redis-7.0")
+    async with redis_server(program, tmp_path, password="of-the-server") as guarded:
+        assert "asks for a password (redis_password)" in await _first_failure(guarded.settings())
+        tls = FleetSettings(nodes=(guarded.address,), tls=True)
+        assert "it may not speak TLS" in await _first_failure(tls)
+    async with redis_server(program, tmp_path, tls=Authority(tmp_path)) as encrypted:
+        assert "it may want TLS" in await _first_failure(FleetSettings(nodes=(encrypted.address,)))
+
+
+async def _first_failure(settings: FleetSettings) -> str:
+    exchange = RedisExchange(settings, member="a")
+    try:
+        with pytest.raises(ExchangeError) as caught:
+            await exchange.beat({}, {})
+    finally:
+        await exchange.close()
+    return str(caught.value)
