@@ -36,6 +36,8 @@ from tests.helpers.running import MODEL, RunningRouter, config_of, deployment_of
 
 # How many clients shake hands at a time. More would only wait in each other's way.
 AT_ONCE = 50
+# By how much a look at what has happened may be late.
+LATE_S = 2.0
 
 
 @pytest.fixture(params=SERVERS)
@@ -245,13 +247,13 @@ async def test_the_counts_and_places_of_a_killed_replica_end(
         routers[victim].signal(SIGKILL)
         killed = loop.time()
         await until_seen(witness, "limited", 50 - places - own)
-        # One entry's life and one beat; what a look takes is this test's own affair.
-        assert loop.time() - killed < SHARE_TTL_S + 1.0 + 0.5
+        # One entry's life and one beat; what a look takes on a busy machine is this test's own affair.
+        assert loop.time() - killed < SHARE_TTL_S + 1.0 + LATE_S
         assert limited.stats.active == 50 - places
 
         # Until its places end, the room is nobody's; then it is everybody's again.
         while limited.stats.active == 50 - places:
-            assert loop.time() - killed < PLACE_TTL_S + 1.0
+            assert loop.time() - killed < PLACE_TTL_S + 1.0 + LATE_S
             await open_many(dial(witness), 1)
             await asyncio.sleep(0.1)
         await open_many(dial(witness), places)
