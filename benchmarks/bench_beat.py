@@ -21,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.bench_outage import server_program
+from router.config.settings import Settings
 from router.events import Observers
 from router.fleet.beat import Fleet
 from router.fleet.picture import Picture
@@ -73,11 +74,11 @@ class Members:
         self._tasks = Tasks(on_error=print)
         self.fleets = [self._member(server, settings, number) for number in range(members)]
 
-    def _member(self, server: RedisServer, settings: object, number: int) -> Fleet:
+    def _member(self, server: RedisServer, settings: Settings, number: int) -> Fleet:
         rng = random.Random(number)
         picture = Picture(time.monotonic)
         tell = Observers()
-        pool = Pool(settings, clock=time.monotonic, rng=rng, tell=tell, picture=picture)  # type: ignore[arg-type]
+        pool = Pool(settings, clock=time.monotonic, rng=rng, tell=tell, picture=picture)
         for deployment in pool.deployments:
             for _ in range(rng.randrange(1, 200)):
                 deployment.ready(deployment.lease(), rng.random())

@@ -184,6 +184,10 @@ class World:
         return 0.0
 
 
+# What a beat hears: the others' sum, how many they are, when it was asked for, and this process's own sessions then.
+News = tuple[Mapping[str, Vector], int, float, list[int]]
+
+
 @dataclass(order=True, slots=True)
 class Event:
     """Something that happens; ``number`` decides between equal times."""
@@ -193,7 +197,7 @@ class Event:
     kind: str = field(compare=False)
     process: Process | None = field(compare=False, default=None)
     candidate: Candidate | None = field(compare=False, default=None)
-    heard: tuple[Mapping[str, Vector], int, float, list[int]] | None = field(compare=False, default=None)
+    heard: News | None = field(compare=False, default=None)
 
 
 class Simulation:
@@ -238,8 +242,17 @@ class Simulation:
                     length_s = self._rng.lognormvariate(MU + SIGMA**2, SIGMA)
                     self._plan(self._rng.random() * length_s, "end", candidate=candidate)
 
-    def _plan(self, at_s: float, kind: str, **more: object) -> None:
-        heapq.heappush(self._events, Event(at_s, next(self._numbers), kind, **more))  # type: ignore[arg-type]  # names as in Event
+    def _plan(
+        self,
+        at_s: float,
+        kind: str,
+        *,
+        process: Process | None = None,
+        candidate: Candidate | None = None,
+        heard: News | None = None,
+    ) -> None:
+        event = Event(at_s, next(self._numbers), kind, process=process, candidate=candidate, heard=heard)
+        heapq.heappush(self._events, event)
 
     def _advance(self, until_s: float) -> None:
         while self._events and self._events[0].at_s <= until_s:

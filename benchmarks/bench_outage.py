@@ -90,13 +90,16 @@ class Load:
         self._rate = rate
         self._stack: list[asyncio.Task[None]] = []
         self._stopped = asyncio.Event()
+        self._open = 0  # sessions that run
+        self._all_run = asyncio.Event()
 
     async def start(self) -> None:
         """Open those that run, and begin to open others."""
         for number in range(RUNNING):
             self._stack.append(asyncio.create_task(self._run(self._routers[number % len(self._routers)])))
         self._stack.append(asyncio.create_task(self._arrive()))
-        await asyncio.sleep(1.0)
+        async with asyncio.timeout(30):
+            await self._all_run.wait()
 
     async def stop(self) -> None:
         """End all."""
@@ -132,6 +135,9 @@ class Load:
         try:
             async with connect(router.url(MODEL), proxy=None, compression=None, close_timeout=1) as ws:
                 await ws.recv()
+                self._open += 1
+                if self._open == RUNNING:
+                    self._all_run.set()
                 while not self._stopped.is_set():
                     await self._trip(ws)
                     await self._until_stopped(1.0)

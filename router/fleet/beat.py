@@ -145,12 +145,13 @@ class Fleet:
                     self.gate.forget_entries()
                     if self.gate.to_renew():
                         await self._call(asked_at)
+            # In here: what cannot be dealt with is a failure like others, and the next beat comes.
+            self._answered(heard, asked_at)
         except Exception as error:
             self._tell(FleetBeat(outcome="failed", seconds=self._clock() - asked_at))
             self._failed(error)
             return False
         self._tell(FleetBeat(outcome="answered", seconds=self._clock() - asked_at))
-        self._answered(heard, asked_at)
         return True
 
     async def _call(self, asked_at: float) -> Heard:
@@ -230,8 +231,7 @@ class Fleet:
         self.picture.take(heard.totals, members=heard.members, asked_at=asked_at)
         for deployment in self._deployments():
             deployment.told()
-        if not self.gate.reachable:
-            self.gate.reachable = True
+        self.gate.reachable = True
         self.gate.tell_returns()
         facts = {"members": heard.members + 1, "server": self._where}
         if not self._joined_once:

@@ -21,7 +21,7 @@ from typing import Final, Literal
 
 from router.fleet.board import PLACE_TTL_S
 from router.fleet.budget import budget
-from router.fleet.exchange import Exchange, Wanted
+from router.fleet.exchange import Exchange, ExchangeError, Wanted
 from router.fleet.picture import Picture
 from router.pool import Lease
 from router.tasks import Tasks
@@ -202,6 +202,8 @@ class Gate:
         try:
             async with budget(self._exchange.patience_s):
                 granted = await self._exchange.acquire([wanted for wanted, _ in batch])
+            if len(granted) != len(batch):
+                raise ExchangeError(f"found {len(granted)} answers, expected {len(batch)}")
         except Exception as error:
             self._lost(error)
             # Whoever has come meanwhile would wait as long for nothing.

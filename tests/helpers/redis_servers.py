@@ -474,7 +474,7 @@ async def garbage_server(kind: str, *, port: int = 0) -> AsyncIterator[int]:
     tasks: set[asyncio.Task[None]] = set()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.add(asyncio.current_task())  # type: ignore[arg-type]  # it runs in one
+        tasks.add(this_task())
         try:
             while data := await reader.read(65536):
                 if answer is ECHO:
@@ -620,7 +620,7 @@ class Proxy:
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a connection."""
-        self._tasks.add(asyncio.current_task())  # type: ignore[arg-type]  # it runs in one
+        self._tasks.add(this_task())
         self.dialled += 1
         self._open += 1
         self.most_open = max(self.most_open, self._open)
@@ -677,6 +677,13 @@ async def proxy(server: RedisServer) -> AsyncIterator[Proxy]:
 
 
 # --- parts ---------------------------------------------------------------------------------------
+
+
+def this_task() -> asyncio.Task[Any]:
+    """Return the task that runs."""
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 async def until(condition: Callable[[], Awaitable[bool]], why: Callable[[], str] | None = None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -23,7 +22,6 @@ from router.simulator.pytest_plugin import SimulatorFactory
 from tests.helpers.parts import require
 from tests.helpers.processes import RouterProcess, router_process, written
 from tests.helpers.redis_servers import (
-    SERVERS,
     RedisServer,
     babbling,
     frozen,
@@ -32,19 +30,13 @@ from tests.helpers.redis_servers import (
     redis_server,
     restarted,
 )
+from tests.helpers.redis_servers import until as until_async
 from tests.helpers.running import MODEL, RunningRouter, config_of, deployment_of, next_type, run_turn, running_router, until
 
 # How many clients shake hands at a time. More would only wait in each other's way.
 AT_ONCE = 50
 # By how much a look at what has happened may be late.
 LATE_S = 2.0
-
-
-@pytest.fixture(params=SERVERS)
-async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[RedisServer]:
-    """A server of each version that is supported."""
-    async with redis_server(require(request.param), tmp_path) as running:
-        yield running
 
 
 @pytest.fixture
@@ -232,12 +224,8 @@ async def test_the_counts_and_places_of_a_killed_replica_end(
         assert limited.stats.peak == 50
         assert other.stats.active == 250
 
+        await until_async(partial(_each_sees, routers, 200))
         held = [await sees(router) for router in routers]
-        for _ in range(200):
-            held = [await sees(router) for router in routers]
-            if [seen["limited"] + seen["other"] for seen in held] == [200, 200, 200]:
-                break
-            await asyncio.sleep(0.05)
         assert sum(seen["limited"] for seen in held) == 100
         # Who holds most sees least of it elsewhere.
         victim = min(range(3), key=lambda index: held[index]["limited"])
@@ -246,7 +234,7 @@ async def test_the_counts_and_places_of_a_killed_replica_end(
         own = 50 - held[(victim + 1) % 3]["limited"]
         routers[victim].signal(SIGKILL)
         killed = loop.time()
-        await until_seen(witness, "limited", 50 - places - own)
+        await until_async(partial(_sees_on, witness, "limited", 50 - places - own))
         # One entry's life and one beat; what a look takes on a busy machine is this test's own affair.
         assert loop.time() - killed < SHARE_TTL_S + 1.0 + LATE_S
         assert limited.stats.active == 50 - places
@@ -261,13 +249,12 @@ async def test_the_counts_and_places_of_a_killed_replica_end(
         assert limited.stats.peak == 50
 
 
-async def until_seen(router: RouterProcess, deployment: str, sessions: int) -> None:
-    """Wait until a replica sees that many sessions elsewhere."""
-    for _ in range(400):
-        if (await sees(router))[deployment] == sessions:
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"found {await sees(router)}, expected {sessions} on {deployment}")
+async def _each_sees(routers: Sequence[RouterProcess], sessions: int) -> bool:
+    return all([sum((await sees(router)).values()) == sessions for router in routers])
+
+
+async def _sees_on(router: RouterProcess, deployment: str, sessions: int) -> bool:
+    return (await sees(router))[deployment] == sessions
 
 
 # --- a server in trouble -------------------------------------------------------------------------
@@ -411,8 +398,7 @@ async def test_nothing_outlives_the_fleet(server: RedisServer, simulator: Simula
         ttls = await server.ttls()
         assert len(ttls) == 3
         assert all(0 < left <= 15_000 for left in ttls.values())
-    with contextlib.suppress(TimeoutError):
-        await until_async(partial(_lacks, server, "members"))
+    await until_async(partial(_lacks, server, "members"))
     assert not [key for key in await server.ttls() if "places" not in key]
 
 
@@ -422,10 +408,3 @@ async def _has(server: RedisServer, word: str) -> bool:
 
 async def _lacks(server: RedisServer, word: str) -> bool:
     return not await _has(server, word)
-
-
-async def until_async(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until what has to be asked for holds."""
-    async with asyncio.timeout(10):
-        while not await condition():  # noqa: ASYNC110 (there is no event to wait for)
-            await asyncio.sleep(0.05)

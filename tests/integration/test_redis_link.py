@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -35,7 +35,6 @@ from tests.helpers.processes import environment
 from tests.helpers.redis_servers import (
     GARBAGE,
     MASTER,
-    SERVERS,
     RedisServer,
     ServerSaid,
     acl_user,
@@ -54,6 +53,9 @@ PREFIX = "{realtime-router}:1"
 MEMBERS, SHARES = f"{PREFIX}:members", f"{PREFIX}:shares"
 
 
+Kind = Literal["single", "sentinel", "cluster"]
+
+
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not about time must not fail because a busy machine lets a server wait."""
@@ -64,13 +66,6 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 def hurried(unhurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time that calls have in earnest."""
     monkeypatch.setattr(redis_link, "CALL_TIMEOUT_S", CALL_TIMEOUT_S)
-
-
-@pytest.fixture(params=SERVERS)
-async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[RedisServer]:
-    """A server of each kind."""
-    async with redis_server(require(request.param), tmp_path) as running:
-        yield running
 
 
 @pytest.fixture
@@ -611,11 +606,11 @@ async def test_a_socket_and_a_database(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("garbage", ["echo", "half an echo"])
 @pytest.mark.parametrize("kind", ["single", "sentinel", "cluster"])
-async def test_a_password_is_in_no_message(kind: str, garbage: str, hurried: None) -> None:
+async def test_a_password_is_in_no_message(kind: Kind, garbage: str, hurried: None) -> None:
     """A server that repeats what it was sent, or the beginning of it, does not get it into the log."""
     async with garbage_server(garbage) as port:
         settings = FleetSettings(
-            kind=kind,  # type: ignore[arg-type]  # one of the three
+            kind=kind,
             nodes=(("127.0.0.1", port),),
             service="the-master",
             username=USER,
@@ -735,13 +730,13 @@ async def test_no_more_clients(one: RedisServer) -> None:
             assert (await exchange.beat({}, {})).members == 0
 
 
-async def nonsense(kind: str, *, guide: str | None = None) -> None:
+async def nonsense(kind: str, *, guide: Kind | None = None) -> None:
     """Have a server that makes no sense, and a second one where they are sentinels or nodes; make every call."""
     async with garbage_server(kind) as first, garbage_server(kind) as second:
         settings = FleetSettings(nodes=(("127.0.0.1", first),))
         if guide is not None:
             nodes = (("127.0.0.1", first), ("127.0.0.1", second))
-            settings = FleetSettings(kind=guide, nodes=nodes, service="the-master")  # type: ignore[arg-type]  # one of the three
+            settings = FleetSettings(kind=guide, nodes=nodes, service="the-master")
         async with exchanges(settings, "a") as (exchange,):
             for said in await all_fail(exchange):
                 assert len(said) < (400 if guide is None else 1200)

@@ -326,3 +326,20 @@ async def test_places_that_cannot_be_asked_for_are_not_called_back() -> None:
     setattr(process.exchange, "acquire", real)  # noqa: B010 (and put back)
     await world.beats(1)
     assert notices(process)[2:] == ["fleet: shared state is back"]
+
+
+async def test_an_answer_that_cannot_be_dealt_with_is_a_failure_like_others() -> None:
+    """The beat goes on, and the next answer counts."""
+    world = World(1)
+    process = world.processes[0]
+    await world.beats()
+    real = process.exchange.beat
+
+    async def senseless(share: object, renew: object) -> object:
+        return None
+
+    setattr(process.exchange, "beat", senseless)  # noqa: B010 (a method is replaced on purpose)
+    assert not await process.fleet.beat()
+    setattr(process.exchange, "beat", real)  # noqa: B010 (and put back)
+    assert await process.fleet.beat()
+    assert mode(process) == "fresh"

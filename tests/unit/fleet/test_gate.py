@@ -229,3 +229,19 @@ async def test_a_failure_of_the_exchange_in_the_midst_of_a_batch() -> None:
     assert await admitted(process, 50) == 50
     assert not process.fleet.gate.reachable
     assert process.failed == []
+
+
+async def test_an_exchange_that_answers_for_fewer_than_were_asked_for() -> None:
+    """Nobody is left waiting for an answer that was not among them."""
+    world = World(1, max_sessions=100)
+    process = world.processes[0]
+    await world.beats()
+
+    async def one_too_few(wanted: Sequence[Wanted]) -> Sequence[bool]:
+        return [True] * (len(wanted) - 1)
+
+    setattr(process.exchange, "acquire", one_too_few)  # noqa: B010 (a method is replaced on purpose)
+    async with asyncio.timeout(10):
+        assert await admitted(process, 20) == 20
+    assert not process.fleet.gate.reachable
+    assert process.failed == []
