@@ -134,7 +134,6 @@ COUNTERPARTS: Mapping[tuple[str, str], str] = {
 LATER_KEYS: Mapping[str, frozenset[str]] = {
     "router_settings": frozenset("resume dialects".split()),
     "groups": frozenset("resume dialects".split()),
-    "general_settings": frozenset({"drain"}),
 }
 
 # ``model_info`` is free-form in LiteLLM, so these and all others pass in silence; they are listed for the editor's schema only.

@@ -17,9 +17,17 @@ from router.config.fleet import SERVER_KEYS, read_fleet
 from router.config.groups import Aliases, Sections, build_groups, find_group, read_aliases
 from router.config.report import Report, describe, quoted
 from router.config.rules import MOST_WORKERS
-from router.config.schema import File, GeneralSettings, Group, LitellmSettings, RouterSettings, VirtualKey
+from router.config.schema import Drain, File, GeneralSettings, Group, ListenTls, LitellmSettings, RouterSettings, VirtualKey
 from router.config.sections import Environment, Ignored, check_section
-from router.config.settings import KeySettings, ListenSettings, Secret, ServerSettings, Settings
+from router.config.settings import (
+    DrainSettings,
+    KeySettings,
+    ListenSettings,
+    ListenTlsSettings,
+    Secret,
+    ServerSettings,
+    Settings,
+)
 from router.config.source import MAX_BYTES, Document, Path, decode, parse, printable
 from router.errors import ConfigError, Problem
 
@@ -141,7 +149,7 @@ def _load(text: str, *, file: str, environ: Mapping[str, str], folder: str, host
         aliases = read_aliases(router, entries, report)
         shared = fleet is not None or _meant_to_share(general, report)
         built = build_groups(entries, Sections(router=router, groups=groups, litellm=litellm, shared=shared), aliases, report)
-    server = _server(general, entries, aliases, report, host=host, port=port, workers=workers)
+    server = _server(general, entries, aliases, report, host=host, port=port, workers=workers, folder=folder)
     _tell_misconfigured(entries, report)
     ignored.tell()
     report.raise_if_failed()
@@ -221,6 +229,11 @@ _SAME_NAME = (
     "retry_budget_min_per_s",
     "log_format",
     "log_level",
+    "proxy_protocol",
+    "root_path",
+    "watch",
+    "dashboard",
+    "tracing",
 )
 
 
@@ -256,6 +269,7 @@ def _server(
     host: str | None,
     port: int | None,
     workers: int,
+    folder: str,
 ) -> ServerSettings:
     path: Path = ("general_settings",)
     values: dict[str, Any] = {key: getattr(general, key) for key in _SAME_NAME if getattr(general, key) is not None}
@@ -267,6 +281,9 @@ def _server(
         allowed_origins=tuple(dict.fromkeys(general.allowed_origins or ())),
         default_model=_default_model(general.default_model, (*path, "default_model"), entries, aliases, report),
         workers=workers,
+        drain=_drain(general.drain),
+        handover=None if general.handover is None else os.path.join(folder, general.handover),
+        tls=_tls(general.tls, (*path, "tls"), report, folder=folder),
         **values,
     )
     _check_general(general, server, path, report)
@@ -274,6 +291,22 @@ def _server(
     if server.keyless and not report.told_at((*path, "master_key")) and not report.told_at((*path, "keys")):
         _check_keyless(server, path, report, host=host)
     return server
+
+
+def _drain(drain: Drain | None) -> DrainSettings:
+    values = {} if drain is None else drain.model_dump(exclude_none=True)
+    return DrainSettings(**values)
+
+
+def _tls(tls: ListenTls | None, path: Path, report: Report, *, folder: str) -> ListenTlsSettings | None:
+    if tls is None:
+        return None
+    if tls.cert_file is None:
+        if not report.told_at((*path, "cert_file")):
+            report.error((*path, "cert_file"), "no certificate", "cert_file: FILE", "leave tls out to serve plain HTTP")
+        return None
+    key_file = None if tls.key_file is None else os.path.join(folder, tls.key_file)
+    return ListenTlsSettings(cert_file=os.path.join(folder, tls.cert_file), key_file=key_file)
 
 
 def _listen(listen: ListenSettings, host: str | None, port: int | None) -> ListenSettings:

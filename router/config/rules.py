@@ -189,6 +189,41 @@ class Choice(Rule):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OneOf(Rule):
+    """One of a few whole numbers."""
+
+    numbers: tuple[int, ...]
+
+    def parse(self, value: object) -> object:
+        """Return the number."""
+        number = _as_number(value) if isinstance(value, FromEnvironment) else value
+        if isinstance(number, bool) or not isinstance(number, int) or number not in self.numbers:
+            raise Unfit(" or ".join(str(number) for number in self.numbers))
+        return number
+
+    def json(self) -> dict[str, Any]:
+        """A JSON Schema enumeration."""
+        return {"type": "integer", "enum": list(self.numbers)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathPrefix(Rule):
+    """The beginning of a URL's path, such as ``/voice``."""
+
+    def parse(self, value: object) -> object:
+        """Return it without a slash at its end; ``/`` alone is no prefix."""
+        if not isinstance(value, str) or not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/?", value, re.ASCII) or len(value) > 200:
+            raise Unfit("a path such as /voice, of letters, digits, dots, dashes and slashes")
+        if any(part in (".", "..") for part in value.split("/")):
+            raise Unfit("a path such as /voice, without . and .. in it")
+        return str(value).rstrip("/")
+
+    def json(self) -> dict[str, Any]:
+        """A JSON Schema string."""
+        return {"type": "string"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Text(Rule):
     """Text on one line, without control characters.
 

@@ -27,8 +27,10 @@ from router.config.rules import (
     Name,
     Network,
     Number,
+    OneOf,
     Origin,
     Password,
+    PathPrefix,
     ProxyUrl,
     Text,
     Workers,
@@ -288,6 +290,25 @@ class VirtualKey(Section):
     expires: Annotated[float | None, Moment(), _says("When it ends: ISO 8601 or epoch seconds. Default: never.")] = None
 
 
+class Drain(Section):
+    """How the process ends when it is asked to."""
+
+    grace_s: Annotated[
+        float | None, Number(low=0, high=600, unit="seconds"), _says("Goes on accepting while not ready. Default 5.")
+    ] = None
+    timeout_s: Annotated[
+        float | None, Number(low=0, high=_DAY_S, unit="seconds"), _says("Running sessions may go on so long. Default 600.")
+    ] = None
+    code: Annotated[Literal[1001, 1012] | None, OneOf(numbers=(1001, 1012)), _says("Close code after that. Default 1001.")] = None
+
+
+class ListenTls(Section):
+    """The certificate of ``listen``."""
+
+    cert_file: Annotated[str | None, Text(what="a file"), _says("PEM: the certificate and those that sign it.")] = None
+    key_file: Annotated[str | None, Text(what="a file"), _says("PEM: its key. Default: it is in cert_file.")] = None
+
+
 class GeneralSettings(Section):
     """``general_settings``: the process."""
 
@@ -327,6 +348,16 @@ class GeneralSettings(Section):
         Choice.of(Literal["debug", "info", "warning", "error"]),
         _says("Default info."),
     ] = None
+    drain: Annotated[Drain | None, _says("How the process ends when it is asked to.")] = None
+    handover: Annotated[
+        str | None, Text(what="a path", limit=100), _says("Unix socket by which a successor takes over. Default: none.")
+    ] = None
+    tls: Annotated[ListenTls | None, _says("Serve listen by TLS. Default: plain.")] = None
+    proxy_protocol: Annotated[bool | None, Flag(), _says("Connections begin with a PROXY header. Default false.")] = None
+    root_path: Annotated[str | None, PathPrefix(), _says("What all paths begin with. Default: nothing.")] = None
+    watch: Annotated[bool | None, Flag(), _says("Reload when the file changes. Default true.")] = None
+    dashboard: Annotated[bool | None, Flag(), _says("Serve the dashboard at /. Default true.")] = None
+    tracing: Annotated[bool | None, Flag(), _says("Spans by OpenTelemetry. Default false.")] = None
 
 
 class File(Section):

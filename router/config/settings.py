@@ -169,6 +169,23 @@ class ListenSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DrainSettings:
+    """How the process ends when it is asked to (SIGTERM)."""
+
+    grace_s: float = 5.0  # new sessions are accepted for this long, while load balancers see that it is not ready any more
+    timeout_s: float = 600.0  # running sessions may go on for this long after that
+    code: Literal[1001, 1012] = 1001  # close code of those that are ended then: going away, or service restart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenTlsSettings:
+    """The certificate that the router shows on ``listen``. The files are read again when they change."""
+
+    cert_file: str
+    key_file: str | None = None  # None: the key is in ``cert_file``
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSettings:
     """The Redis or Valkey server through which replicas tell each other what they hold."""
 
@@ -212,6 +229,14 @@ class ServerSettings:
     log_format: Literal["auto", "json", "console"] = "auto"  # auto: console on a terminal
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     workers: int = 1  # processes that serve the listening addresses together
+    drain: DrainSettings = field(default_factory=DrainSettings)
+    handover: str | None = None  # Unix socket by which a successor takes the listening sockets over; None: none can
+    tls: ListenTlsSettings | None = None  # None: plain HTTP on ``listen``
+    proxy_protocol: bool = False  # every connection to ``listen`` begins with a PROXY header (version 1 or 2)
+    root_path: str = ""  # what all paths begin with: a proxy's prefix, with a slash before it and none behind it
+    watch: bool = True  # a change of the file is a reload
+    dashboard: bool = True  # the dashboard is served at /
+    tracing: bool = False  # spans by OpenTelemetry, which its OTEL_… variables configure
 
     @property
     def keyless(self) -> bool:

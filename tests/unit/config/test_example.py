@@ -80,7 +80,7 @@ def keys_of_the_example() -> Iterator[str]:
 # Below these, keys are names of groups, headers, parameters or variables.
 CHOSEN = {"groups", "model_group_alias", "fallbacks", "extra_headers", "extra_query", "environment_variables"}
 # What is in these is not part of this version's schema.
-OPAQUE = {"resume", "dialects", "drain", "routing_strategy_args"}
+OPAQUE = {"resume", "dialects", "routing_strategy_args"}
 
 
 def test_the_example_loads_without_a_warning() -> None:

@@ -102,9 +102,9 @@ def test_litellms_keys_warn_by_name() -> None:
 
 def test_keys_of_later_versions_warn() -> None:
     """They are accepted, so that a file can be written for both."""
-    text = ONE + ("router_settings: {resume: {max_items: 1}}\ngroups: {voice: {dialects: {}}}\ngeneral_settings: {drain: 5}\n")
+    text = ONE + ("router_settings: {resume: {max_items: 1}}\ngroups: {voice: {dialects: {}}}\n")
     warnings = loaded(text).warnings
-    assert len(warnings) == 3 and all("no effect in this version" in warning.found for warning in warnings)
+    assert len(warnings) == 2 and all("no effect in this version" in warning.found for warning in warnings)
 
 
 def test_tls_is_not_passed_over() -> None:
