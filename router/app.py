@@ -24,7 +24,8 @@ from aiohttp.typedefs import Middleware
 from router import handshake
 from router._version import __version__
 from router.auth import Authenticator, Principal
-from router.config.settings import ListenSettings, Settings
+from router.config.settings import ListenSettings, ServerSettings, Settings
+from router.dashboard.login import principal_of
 from router.engine import Engine, Request, new_session_id
 from router.errors import (
     AuthenticationFailed,
@@ -58,6 +59,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 # Given an ``Accept`` header, returns the body and content type of a metrics page; one of several processes has to ask for it.
 MetricsPage = tuple[bytes, str]
 RenderMetrics = Callable[[str], MetricsPage | Awaitable[MetricsPage]]
+# Tells whose session a legal request is; raises a RouterError when it is nobody's.
+Identify = Callable[[handshake.Upgrade], Awaitable[Principal]]
 # Returns the view of all processes for ``GET /admin/deployments``. Both raise OSError (TimeoutError is one) when the others
 # cannot be asked.
 GatherDeployments = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -131,6 +134,7 @@ class Surface:
         self._render_metrics = render_metrics
         self._gather_deployments = gather_deployments
         self._tell: Observers = engine.tell
+        self._wall_clock = wall_clock
 
     def routes(self, *, sessions: bool, operations: bool) -> list[web.RouteDef]:
         """The routes of a listening address: those of clients, those of operators, or both."""
@@ -149,24 +153,46 @@ class Surface:
             routes.append(web.get("/v1/models", self.models))
         if operations:
             routes += [web.get("/metrics", self.metrics), web.get("/admin/deployments", self.deployments)]
+            if self._server.dashboard:
+                # Its module needs this one, and its files are read only where it is served.
+                from router.dashboard.pages import Dashboard
+
+                routes += Dashboard(
+                    lambda: self._engine.settings.server, serve=self.serve, tell=self._tell, wall_clock=self._wall_clock
+                ).routes()
         return routes
 
     # --- sessions -----------------------------------------------------------------------------------
 
     async def realtime(self, request: web.Request) -> web.StreamResponse:
         """A session, or its refusal."""
+        return await self.serve(request, request_head(request), self._server, self._by_key)
+
+    async def _by_key(self, upgrade: handshake.Upgrade) -> Principal:
+        return self._authenticator.authenticate(upgrade.credentials)
+
+    async def serve(
+        self, request: web.Request, head: handshake.RequestHead, server: ServerSettings, identify: Identify
+    ) -> web.StreamResponse:
+        """A session, or its refusal.
+
+        Args:
+            request: that is taken over.
+            head: of it, as the handshake shall see it.
+            server: whose rules the handshake follows.
+            identify: tells whose session it is.
+        """
         session = new_session_id()
-        head = request_head(request)
         peer = peer_address(request)
         began = _Began()
         facts = {"principal": "", "model": ""}  # for the log of a refusal
         try:
             if self.retired:
                 raise ShuttingDown(retry_after_s=1.0)
-            upgrade = handshake.parse(head, self._server, peer=peer)
+            upgrade = handshake.parse(head, server, peer=peer)
             peer = upgrade.client
             facts["model"] = upgrade.model[:128]
-            principal = self._authenticator.authenticate(upgrade.credentials)
+            principal = await identify(upgrade)
             facts["principal"] = principal.name
             group = self._engine.pool.find(upgrade.model)
             if group is None:
@@ -194,7 +220,8 @@ class Surface:
         except RouterError as error:
             if began.response is not None:
                 return began.response
-            return await self._refuse(request, head, session, error, peer, facts)
+            how = handshake.refusal(head, server)
+            return await self._refuse(request, how, session, error, peer, facts)
         except ConnectionResetError:
             # The client left while its 101 was on the way; the record says so.
             return began.response if began.response is not None else web.Response(status=499)
@@ -223,7 +250,7 @@ class Surface:
     async def _refuse(
         self,
         request: web.Request,
-        head: handshake.RequestHead,
+        how: handshake.Refusal,
         session: str,
         error: RouterError,
         peer: str,
@@ -242,7 +269,6 @@ class Surface:
                     model=facts["model"],
                 )
             )
-        how = handshake.refusal(head, self._server)
         headers = {"Server": SERVER_NAME, "x-router-session": session}
         if not how.by_close:
             if isinstance(error, UpgradeRequired):
@@ -386,6 +412,8 @@ class Surface:
         return self._authenticator.authenticate(handshake.credentials(head))
 
     def _require_master(self, request: web.Request) -> None:
+        if principal_of(request_head(request), self._server, now_s=self._wall_clock()) is not None:
+            return
         principal = self._identify(request)
         if not principal.is_master and not self._server.keyless:
             raise PermissionDenied("This needs the master key.")
@@ -429,7 +457,9 @@ async def _in_json(request: web.Request, handler: Handler, tell: Observers) -> w
     try:
         return await handler(request)
     except RouterError as error:
-        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, AuthenticationFailed) else None
+        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, AuthenticationFailed) else {}
+        if error.retry_after_s is not None:
+            headers["Retry-After"] = str(math.ceil(error.retry_after_s))
         return json_response(error_body(error), status=error.http_status, headers=headers)
     except web.HTTPException as error:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status, "invalid_request")

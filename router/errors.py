@@ -7,7 +7,8 @@
     │   ├── AuthenticationFailed    401
     │   ├── PermissionDenied        403
     │   ├── UnknownModel            404
-    │   └── UpgradeRequired         426
+    │   ├── UpgradeRequired         426
+    │   └── TooManyLogins           429  wrong keys at the dashboard, one after the other
     ├── Unavailable                 the router has nothing to offer, now
     │   ├── RateLimited             429  all that is left is rate limited or full
     │   │   └── KeyLimitReached     429  the key's own limit of sessions
@@ -156,6 +157,18 @@ class UpgradeRequired(ClientError):
 
     http_status = 426
     code = "upgrade_required"
+
+
+class TooManyLogins(ClientError):
+    """Too many wrong keys came from one address."""
+
+    http_status = 429
+    error_type = "rate_limit_error"
+    code = "too_many_logins"
+
+    def __init__(self, *, retry_after_s: float) -> None:
+        super().__init__("Too many wrong keys came from this address. Try again later.")
+        self.retry_after_s = retry_after_s
 
 
 # --- the router has nothing to offer -------------------------------------------------------------

@@ -358,6 +358,18 @@ def client_address(peer: str, headers: Sequence[tuple[str, str]], trusted_proxie
     return str(address)
 
 
+def came_by_https(peer: str, headers: Sequence[tuple[str, str]], trusted_proxies: Sequence[str]) -> bool:
+    """Whether a trusted proxy says that the client speaks https with it; args as in ``client_address``.
+
+    Of several ``X-Forwarded-Proto`` the last is the nearest proxy's.
+    """
+    address = _address(peer)
+    if address is None or not _is_in(address, _networks(tuple(trusted_proxies))):
+        return False
+    said = ",".join(value for name, value in headers if name.lower() == "x-forwarded-proto")
+    return said.rpartition(",")[2].strip().lower() in ("https", "wss")
+
+
 def check_origin(request: RequestHead, server: ServerSettings) -> None:
     """Do nothing when the page that connects, if any, may do so.
 

@@ -53,6 +53,13 @@ def _chromium() -> str:
     return _program("chromium", "chromium-browser", "google-chrome", package="chromium")
 
 
+def _axe() -> str:
+    path = NODE_DIR / "node_modules" / "axe-core" / "axe.min.js"
+    if not path.is_file():
+        raise MissingPart("found no module axe-core under tests/node/node_modules, expected it there (make node-modules installs it)")
+    return str(path)
+
+
 def _accelerator() -> str:
     spec = importlib.util.find_spec("realtime_router_accel")
     if spec is None or spec.origin is None:
@@ -118,6 +125,7 @@ def _valkey() -> str:
 # Part → probe, which returns the program's path or raises MissingPart.
 PARTS: Mapping[str, Callable[[], str]] = {
     "accelerator": _accelerator,
+    "axe": _axe,
     "chromium": _chromium,
     "node": _node,
     "openssl": _openssl,

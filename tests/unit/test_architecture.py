@@ -25,6 +25,7 @@ PURE_CORE = (
     "router.auth",
     "router.breaker",
     "router.config",
+    "router.dashboard.login",
     "router.errors",
     "router.events",
     "router.fleet.board",

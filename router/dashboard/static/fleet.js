@@ -1,0 +1,31 @@
+// Replicas and workers.
+
+import { get } from "./api.js";
+import { badge, count, duration, facts, h, table, words } from "./dom.js";
+
+export const load = () => get("admin/fleet");
+
+const MODES = {
+  local: "This router knows of itself only.",
+  fresh: "What the others hold is known.",
+  stale: "What the others hold was known some seconds ago.",
+};
+
+export function show(seen) {
+  const { fleet, workers } = seen;
+  const rows = Array.isArray(workers) ? workers : [];
+  return [
+    h("h1", { key: "title" }, "Fleet"),
+    h("section", { class: "card", key: "fleet" }, h("h2", null, "Replicas"),
+      fleet
+        ? facts(["Mode", badge(fleet.mode, words(fleet.mode))], ["Meaning", MODES[fleet.mode] ?? words(fleet.mode)], ["Members", count(fleet.members)], ["This member", h("code", null, fleet.member ?? "–")], ["Picture's age", Number.isFinite(fleet.picture_age_s) ? duration(fleet.picture_age_s) : "–"])
+        : h("p", { class: "empty" }, "This router stands alone: no server of a fleet is configured.")),
+    h("section", { class: "card", key: "workers" }, h("h2", null, "Workers"),
+      table("Workers", [
+        ["Worker", (one) => count(one.worker), "number"],
+        ["State", (one) => badge(one.serving ? "ok" : "failed", one.serving ? "serving" : "not serving")],
+        ["Process", (one) => String(one.pid ?? "–"), "number"],
+        ["Sessions", (one) => count(one.sessions), "number"],
+      ], rows, { key: (one) => one.worker, empty: "One process serves; there are no workers." })),
+  ];
+}
