@@ -23,6 +23,9 @@ from aiohttp.typedefs import Middleware
 
 from router import handshake
 from router._version import __version__
+from router.admin.contract import Ask, Configuration, FixedConfiguration
+from router.admin.desk import Desk
+from router.admin.routes import AdminRoutes, Operator
 from router.auth import Authenticator, Principal
 from router.config.settings import ListenSettings, ServerSettings, Settings
 from router.dashboard.login import principal_of
@@ -56,14 +59,15 @@ _RESERVED_DESCRIPTORS: Final = 128
 BACKLOG: Final = 1024
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-# Given an ``Accept`` header, returns the body and content type of a metrics page; one of several processes has to ask for it.
+# Given an ``Accept`` header, returns the body and content type of a metrics page; one of several processes has to ask for it,
+# and raises OSError (TimeoutError is one) when the others cannot be asked.
 MetricsPage = tuple[bytes, str]
 RenderMetrics = Callable[[str], MetricsPage | Awaitable[MetricsPage]]
 # Tells whose session a legal request is; raises a RouterError when it is nobody's.
 Identify = Callable[[handshake.Upgrade], Awaitable[Principal]]
-# Returns the view of all processes for ``GET /admin/deployments``. Both raise OSError (TimeoutError is one) when the others
-# cannot be asked.
-GatherDeployments = Callable[[], Awaitable[Mapping[str, Any]]]
+# Given a ticket's nonce: whether it is used for the first time, in all processes of this router. Raises OSError when they cannot
+# be asked.
+Spend = Callable[[str], Awaitable[bool]]
 
 
 def error_body(error: RouterError) -> dict[str, Any]:
@@ -114,8 +118,10 @@ class Surface:
     Args:
         engine: serves the sessions.
         render_metrics: for ``/metrics``.
-        gather_deployments: for ``/admin/deployments``; ``None``: there is this process alone.
-        wall_clock: epoch seconds, for the expiry of keys.
+        ask: puts operators' questions to all processes; ``None``: there is this process alone.
+        configuration: for operators; ``None``: it stays as it is.
+        spend: makes sure that a ticket of the dashboard is used once in all processes; ``None``: there is this process alone.
+        wall_clock: epoch seconds, for the expiry of keys and the moments of views.
     """
 
     def __init__(
@@ -123,7 +129,9 @@ class Surface:
         engine: Engine,
         *,
         render_metrics: RenderMetrics,
-        gather_deployments: GatherDeployments | None = None,
+        ask: Ask | None = None,
+        configuration: Configuration | None = None,
+        spend: Spend | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.retired = False  # no new sessions here any more, those that run go on
@@ -132,9 +140,19 @@ class Surface:
         self._server = engine.settings.server
         self._authenticator = Authenticator(self._server, wall_clock=wall_clock)
         self._render_metrics = render_metrics
-        self._gather_deployments = gather_deployments
         self._tell: Observers = engine.tell
         self._wall_clock = wall_clock
+        self._spend = spend
+        self.desk = Desk(engine, draining=lambda: engine.stopping or self.retired, wall_clock=wall_clock)
+        if configuration is None:
+            configuration = FixedConfiguration(generation=engine.generation, loaded_at=wall_clock())
+        self._admin = AdminRoutes(
+            ask=self.desk.ask if ask is None else ask,
+            configuration=configuration,
+            door=self,
+            tell=self._tell,
+            root_path=self._server.root_path,
+        )
 
     def routes(self, *, sessions: bool, operations: bool) -> list[web.RouteDef]:
         """The routes of a listening address: those of clients, those of operators, or both."""
@@ -152,13 +170,17 @@ class Surface:
                 routes += [web.get(path, self.realtime), web.get(path + "/", self.realtime)]
             routes.append(web.get("/v1/models", self.models))
         if operations:
-            routes += [web.get("/metrics", self.metrics), web.get("/admin/deployments", self.deployments)]
+            routes += [web.get("/metrics", self.metrics), *self._admin.routes()]
             if self._server.dashboard:
                 # Its module needs this one, and its files are read only where it is served.
                 from router.dashboard.pages import Dashboard
 
                 routes += Dashboard(
-                    lambda: self._engine.settings.server, serve=self.serve, tell=self._tell, wall_clock=self._wall_clock
+                    lambda: self._engine.settings.server,
+                    serve=self.serve,
+                    tell=self._tell,
+                    spend=self._spend,
+                    wall_clock=self._wall_clock,
                 ).routes()
         return routes
 
@@ -345,60 +367,23 @@ class Surface:
         body, content_type = page
         return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
-    async def deployments(self, request: web.Request) -> web.StreamResponse:
-        """Every group with its deployments and their live state."""
-        self._require_master(request)
-        if self._gather_deployments is None:
-            return json_response(self.describe())
-        try:
-            return json_response(await self._gather_deployments())
-        except OSError as error:
-            return self._unanswered("deployments", error)
+    def operator(self, request: web.Request, *, acts: bool) -> Operator:
+        """Who asks as an operator.
 
-    def describe(self) -> dict[str, Any]:
-        """Every group with its deployments and their live state, as this process sees them."""
-        fleet = self._engine.fleet
-        groups = []
-        for name, group in self._engine.pool.groups.items():
-            groups.append(
-                {
-                    "group": name,
-                    "strategy": group.settings.strategy.name,
-                    "fallbacks": list(group.settings.fallbacks),
-                    "deployments": [
-                        {
-                            "id": deployment.id,
-                            "provider": deployment.settings.provider,
-                            "model": deployment.settings.model,
-                            "state": deployment.state,
-                            "obstacle": deployment.obstacle() or None,
-                            "reason": deployment.breaker.reason or deployment.settings.problem or None,
-                            "order": deployment.settings.order,
-                            "weight": deployment.weight,
-                            "sessions": deployment.sessions,
-                            "sessions_elsewhere": None if fleet is None else deployment.elsewhere.sessions,
-                            "max_sessions": deployment.max_sessions,
-                            "ready_s": deployment.ready_s if deployment.was_ready else None,
-                            "first_audio_s": deployment.first_audio_s,
-                            "minute_starts": deployment.minute_starts,
-                            "minute_tokens": deployment.minute_tokens,
-                            "headroom": deployment.headroom,
-                            "available_in_s": deployment.available_in_s(),
-                        }
-                        for deployment in group.deployments
-                    ],
-                }
-            )
-        joined = None
-        if fleet is not None:
-            age_s = fleet.picture.age_s
-            joined = {
-                "member": fleet.member,
-                "mode": fleet.mode,
-                "members": fleet.picture.members + 1,
-                "picture_age_s": age_s if math.isfinite(age_s) else None,
-            }
-        return {"generation": self._engine.generation, "fleet": joined, "groups": groups}
+        Args:
+            request: it.
+            acts: it changes something.
+
+        Raises:
+            AuthenticationFailed, PermissionDenied: nobody who may.
+        """
+        principal = self._require_master(request)
+        head = request_head(request)
+        # Any page can make a browser on this host send a request; one with a key cannot be made by a page that does not know it.
+        if acts and self._server.keyless and not handshake.origin_allowed(head.value("origin"), head.value("host"), ()):
+            raise PermissionDenied("A router without keys takes such requests from no other page than its own.")
+        address = handshake.client_address(peer_address(request), head.headers, self._server.trusted_proxies)
+        return Operator(name=principal.name, client=address)
 
     def _unanswered(self, what: str, error: OSError) -> web.Response:
         """Numbers of one process in the place of those of all would be wrong ones."""
@@ -411,12 +396,17 @@ class Surface:
             handshake.check_keyless(head)
         return self._authenticator.authenticate(handshake.credentials(head))
 
-    def _require_master(self, request: web.Request) -> None:
-        if principal_of(request_head(request), self._server, now_s=self._wall_clock()) is not None:
-            return
+    def _require_master(self, request: web.Request) -> Principal:
+        head = request_head(request)
+        # Who shows a key means the key; without any, and without keys at all, it matters which page asks.
+        if self._server.keyless or not handshake.credentials(head):
+            by_page = principal_of(head, self._server, now_s=self._wall_clock())
+            if by_page is not None:
+                return by_page
         principal = self._identify(request)
         if not principal.is_master and not self._server.keyless:
             raise PermissionDenied("This needs the master key.")
+        return principal
 
 
 class _Began:
@@ -571,7 +561,7 @@ class Server:
     Args:
         engine: serves the sessions.
         render_metrics: for ``/metrics``.
-        gather_deployments: see ``Surface``.
+        ask, configuration, spend: see ``Surface``.
         sockets: to listen on, those of clients and those of operators; ``None``: it opens its own. Closed with the server.
     """
 
@@ -580,11 +570,13 @@ class Server:
         engine: Engine,
         *,
         render_metrics: RenderMetrics,
-        gather_deployments: GatherDeployments | None = None,
+        ask: Ask | None = None,
+        configuration: Configuration | None = None,
+        spend: Spend | None = None,
         sockets: tuple[Sequence[socket.socket], Sequence[socket.socket]] | None = None,
     ) -> None:
         self._engine = engine
-        self._surface = Surface(engine, render_metrics=render_metrics, gather_deployments=gather_deployments)
+        self._surface = Surface(engine, render_metrics=render_metrics, ask=ask, configuration=configuration, spend=spend)
         self._sockets = sockets
         self._limits: _Limits  # set by ``start``
         self._runners: list[web.AppRunner] = []
@@ -609,9 +601,10 @@ class Server:
         if server.ops_listen is not None:
             await self._listen(server.ops_listen, self._surface.routes(sessions=False, operations=True), operators)
 
-    def describe(self) -> dict[str, Any]:
-        """See ``Surface.describe``."""
-        return self._surface.describe()
+    @property
+    def desk(self) -> Desk:
+        """What this process answers to operators."""
+        return self._surface.desk
 
     def retire(self) -> None:
         """Listen no longer and begin no session; those that are under way go on."""

@@ -80,8 +80,8 @@ class Logins:
         """
         return self._signed("ticket", now_s + TICKET_S, cookie, origin)
 
-    def redeem(self, ticket: str, cookie: str, origin: str, *, now_s: float) -> tuple[str, float] | None:
-        """Return a ticket's nonce and the moment it expires, for whoever makes sure that it is used once.
+    def redeem(self, ticket: str, cookie: str, origin: str, *, now_s: float) -> str | None:
+        """Return a ticket's nonce, for whoever makes sure that it is used once.
 
         ``None``: it was not made for this login and origin, or is too old.
         """
@@ -92,14 +92,14 @@ class Logins:
         nonce = secrets.token_urlsafe(16)
         return f"{expires}.{nonce}.{self._mac(kind, expires, nonce, *bound)}"
 
-    def _check(self, kind: str, value: str, *bound: str, now_s: float) -> tuple[str, float] | None:
+    def _check(self, kind: str, value: str, *bound: str, now_s: float) -> str | None:
         match = _SIGNED.fullmatch(value)
         if match is None:
             return None
         expires, nonce, mac = match.groups()
         if not hmac.compare_digest(mac, self._mac(kind, expires, nonce, *bound)) or now_s >= int(expires):
             return None
-        return nonce, float(expires)
+        return nonce
 
     def _mac(self, *parts: str) -> str:
         # Lengths keep the parts apart: no two lists of parts make the same text.
@@ -178,8 +178,8 @@ def principal_of(head: RequestHead, server: ServerSettings, *, now_s: float) -> 
     return Principal(name=MASTER, is_master=True)
 
 
-def check_ticket(head: RequestHead, server: ServerSettings, *, now_s: float) -> tuple[str, float]:
-    """Return the nonce and the expiry of the ticket among a request's subprotocols.
+def check_ticket(head: RequestHead, server: ServerSettings, *, now_s: float) -> str:
+    """Return the nonce of the ticket among a request's subprotocols.
 
     Raises:
         PermissionDenied: another origin's page opens the session.
@@ -227,20 +227,26 @@ def set_cookie(value: str, *, path: str, secure: bool, max_age_s: int) -> str:
 
 
 class Spent:
-    """Tickets that were used, until they expire."""
+    """Tickets that were used, for as long as they could be used again.
 
-    def __init__(self) -> None:
-        self._until: dict[str, float] = {}  # nonce → epoch seconds, in the order of their use
+    Args:
+        clock: monotonic seconds.
+    """
 
-    def first(self, nonce: str, expires_s: float, *, now_s: float) -> bool:
-        """Whether this ticket is used for the first time; it is used from now on."""
-        if nonce in self._until:
+    def __init__(self, *, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._until: dict[str, float] = {}  # by nonce, in the order of their use
+
+    def first(self, nonce: str) -> bool:
+        """Whether a valid ticket is used for the first time; it is used from now on."""
+        now = self._clock()
+        if nonce in self._until and self._until[nonce] > now:
             return False
         if len(self._until) >= _MOST_SPENT:
-            self._until = {one: until for one, until in self._until.items() if until > now_s}
+            self._until = {one: until for one, until in self._until.items() if until > now}
             if len(self._until) >= _MOST_SPENT:
                 return False
-        self._until[nonce] = expires_s
+        self._until[nonce] = now + TICKET_S
         return True
 
 

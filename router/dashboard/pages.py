@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final, Protocol
@@ -25,7 +25,7 @@ from aiohttp import web
 
 from router import handshake
 from router._version import __version__
-from router.app import Identify, json_response, peer_address, request_head
+from router.app import Identify, Spend, json_response, peer_address, request_head
 from router.auth import Authenticator, Principal
 from router.config.settings import Secret, ServerSettings
 from router.dashboard.files import StaticFile, static_files
@@ -74,10 +74,6 @@ _PAGE_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
 )
 _IMMUTABLE: Final = "public, max-age=31536000, immutable"
 
-# Given a nonce and when it expires (epoch seconds): whether it is the first time, in all processes that share an address.
-# Raises OSError when they cannot be asked.
-Spend = Callable[[str, float], Awaitable[bool]]
-
 
 class Serve(Protocol):
     """How a session is served; see ``app.Surface.serve``."""
@@ -96,7 +92,7 @@ class Dashboard:
         server: returns the settings of the generation that is in force.
         serve: serves the playground's sessions.
         tell: observers.
-        spend: see ``Spend``; ``None``: this process alone gives out and takes tickets.
+        spend: see ``app.Spend``; ``None``: this process alone gives out and takes tickets.
         clock: monotonic seconds.
         wall_clock: epoch seconds.
     """
@@ -114,7 +110,7 @@ class Dashboard:
         self._server_of = server
         self._serve = serve
         self._tell = tell
-        self._spent = Spent()
+        self._spent = Spent(clock=clock)
         self._spend: Spend = spend if spend is not None else self._spend_here
         self._throttle = Throttle(clock=clock)
         self._wall_clock = wall_clock
@@ -247,10 +243,9 @@ class Dashboard:
         own = self._server_of()
 
         async def by_ticket(upgrade: handshake.Upgrade) -> Principal:
-            now_s = self._wall_clock()
-            nonce, expires_s = check_ticket(head, own, now_s=now_s)
+            nonce = check_ticket(head, own, now_s=self._wall_clock())
             try:
-                fresh = await self._spend(nonce, expires_s)
+                fresh = await self._spend(nonce)
             except OSError as error:
                 self._tell(Notice(level="warning", event="other workers not asked", facts={"what": "ticket", "error": error}))
                 fresh = False
@@ -262,8 +257,8 @@ class Dashboard:
         rules = replace(own, allowed_origins=("*",), handshake_errors="close")
         return await self._serve(request, replace(head, path=handshake.ROUTES[0]), rules, by_ticket)
 
-    async def _spend_here(self, nonce: str, expires_s: float) -> bool:
-        return self._spent.first(nonce, expires_s, now_s=self._wall_clock())
+    async def _spend_here(self, nonce: str) -> bool:
+        return self._spent.first(nonce)
 
     # ------------------------------------------------------------------------------------------------
 

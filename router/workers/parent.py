@@ -30,9 +30,14 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, NoReturn
 
+import orjson
 from prometheus_client.process_collector import ProcessCollector
 
+from router.admin import merge as views
+from router.admin.contract import ACTS, QUESTIONS, Args
+from router.admin.overrides import Overrides
 from router.config.settings import Settings
+from router.dashboard.login import Spent
 from router.events import Notice, Observers
 from router.fleet import picture
 from router.fleet.board import Board
@@ -60,7 +65,8 @@ _TICK_S: Final = 1.0
 _SLICE_S: Final = 0.005
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _METRICS: Final = "metrics"
-_DEPLOYMENTS: Final = "deployments"
+# Questions to all that may be under way at a time; nobody has so many different ones.
+_MOST_GATHERINGS: Final = 64
 # A name of a place or a deployment is no longer than this.
 _LONGEST_NAME: Final = 700
 
@@ -79,8 +85,9 @@ class Worker:
     sessions: int = 0  # as it said last
     silent: int = 0  # ticks since it said anything
     samples: merge.Packed = ()  # its metrics, as it said last
-    # What it was asked and has not answered yet; one question of a kind at a time.
-    owes: dict[str, int] = field(default_factory=dict)
+    # Numbers of what it was asked and has not answered yet, with the questions' keys (``Gathering``).
+    owes: dict[int, str] = field(default_factory=dict)
+    told: int = 0  # version of the overrides that it knows
     confused: bool = False  # it has said something senseless, which is told once
 
 
@@ -98,9 +105,15 @@ class Slot:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Gathering:
-    """A question to all workers that one or more of them have asked for."""
+    """A question to all workers, or an act of all, that one or more of them have asked for.
 
+    ``key`` is the same for the same question, so that those who ask it at the same time share the answer; every act has one of
+    its own, for their order counts.
+    """
+
+    key: str
     what: str
+    args: Args
     number: int
     deadline: float
     askers: list[tuple[Worker, int, str]]  # who, its question's number, and what it accepts
@@ -183,12 +196,16 @@ class Parent:
         self._gathering: dict[str, Gathering] = {}
         # Who asked while the same was being gathered: what comes of that may be older than the question.
         self._next_askers: dict[str, list[tuple[Worker, int, str]]] = {}
+        self._acts = 0
+        self._overrides = Overrides()
+        self._spent = Spent(clock=clock)  # tickets of the dashboard
         self._slices: deque[Iterator[None]] = deque()
         self._answers: dict[str, Callable[[Worker, Message], Mapping[str, Any]]] = {
             "beat": self._beat,
             "acquire": self._acquire,
             "release": self._release,
             "leave": self._leave,
+            "ticket": self._ticket,
         }
 
     def run(self) -> int:
@@ -370,7 +387,9 @@ class Parent:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         theirs.close()
         end = ParentEnd(ours, most_unread_bytes=self._most_unread_bytes)
-        slot.worker = Worker(number=slot.number, pid=pid, member=member, end=end, born_at=self._clock())
+        slot.worker = Worker(
+            number=slot.number, pid=pid, member=member, end=end, born_at=self._clock(), told=self._overrides.version
+        )
         self._watch(slot.worker)
 
     def _become(self, slot: Slot, member: str, channel: socket.socket, parents: socket.socket) -> NoReturn:
@@ -396,7 +415,10 @@ class Parent:
                     for sock in other.sockets:
                         sock.close()
             clients, operators = slot.sockets[: self._clients], slot.sockets[self._clients :]
-            place = Place(number=slot.number, member=member, channel=channel, clients=clients, operators=operators)
+            overrides = list(self._overrides.of(self._settings))
+            place = Place(
+                number=slot.number, member=member, channel=channel, clients=clients, operators=operators, overrides=overrides
+            )
             code = self._work(self._settings, place)
         except BaseException:  # nothing may get back into the parent's code
             sys.excepthook(*sys.exc_info())
@@ -548,6 +570,10 @@ class Parent:
         if worker.serving:
             return
         worker.serving = True
+        if worker.told != self._overrides.version:
+            # Said after it was forked, and before it could be asked.
+            overrides = list(self._overrides.of(self._settings))
+            self._send(worker, {"k": "tell", "id": 0, "what": "overrides", "args": {"overrides": overrides}})
         slot = self._slots[worker.number]
         if slot.died_at is not None:
             seconds = round(self._clock() - slot.died_at, 3)
@@ -570,11 +596,14 @@ class Parent:
 
     def _asked(self, worker: Worker, message: Message) -> None:
         number, what = _natural(message, "id"), message.get("what")
-        if what in (_METRICS, _DEPLOYMENTS):
+        if what == _METRICS:
             accept = message.get("accept", "")
             if not isinstance(accept, str):
                 raise Nonsense(f"accept: found {type(accept).__name__}, expected a text")
-            self._gather(what, (worker, number, accept))
+            self._gather(_METRICS, what, {}, (worker, number, accept))
+            return
+        if isinstance(what, str) and (what in QUESTIONS or what in ACTS):
+            self._asked_by_operator(worker, number, what, _object(message, "args"))
             return
         answer = self._answers.get(what) if isinstance(what, str) else None
         if answer is None:
@@ -604,33 +633,61 @@ class Parent:
         self._board.remove(worker.member)
         return {}
 
+    def _ticket(self, worker: Worker, message: Message) -> Mapping[str, Any]:
+        return {"first": self._spent.first(_name(message.get("nonce")))}
+
     # --- what only all of them know -----------------------------------------------------------------
 
-    def _gather(self, what: str, asker: tuple[Worker, int, str]) -> None:
-        if what in self._gathering:
-            self._next_askers.setdefault(what, []).append(asker)
+    def _asked_by_operator(self, worker: Worker, number: int, what: str, args: Args) -> None:
+        if len(self._gathering) >= _MOST_GATHERINGS:
+            self._send(worker, {"k": "answer", "id": number, "error": "too many questions at the same time"})
+            return
+        if what in QUESTIONS:
+            key = f"{what} {orjson.dumps(args, option=orjson.OPT_SORT_KEYS).decode()}"
         else:
-            self._begin_gathering(what, [asker])
+            self._acts += 1
+            key = f"{what} #{self._acts}"
+        if what == "set":
+            try:
+                self._overrides.note(args, self._settings)
+            except ValueError as error:
+                raise Nonsense(str(error)) from None
+        self._gather(key, what, args, (worker, number, ""))
 
-    def _begin_gathering(self, what: str, askers: list[tuple[Worker, int, str]]) -> None:
+    def _gather(self, key: str, what: str, args: Args, asker: tuple[Worker, int, str]) -> None:
+        if key in self._gathering:
+            self._next_askers.setdefault(key, []).append(asker)
+        else:
+            self._begin_gathering(key, what, args, [asker])
+
+    def _begin_gathering(self, key: str, what: str, args: Args, askers: list[tuple[Worker, int, str]]) -> None:
         self._gathered += 1
-        gathering = Gathering(what=what, number=self._gathered, deadline=self._clock() + GATHER_S, askers=askers)
-        self._gathering[what] = gathering
+        under_way = {gathering.number for gathering in self._gathering.values()}
+        gathering = Gathering(
+            key=key, what=what, args=args, number=self._gathered, deadline=self._clock() + GATHER_S, askers=askers
+        )
+        self._gathering[key] = gathering
         for worker in self._workers():
-            # One that has not answered the last time is waited for no more, and need not be asked twice.
-            if worker.serving and not worker.end.ended and what not in worker.owes:
-                worker.owes[what] = gathering.number
+            if not worker.serving or worker.end.ended:
+                continue
+            # One that has not answered the last time is waited for no more. What is to be done it is told nevertheless.
+            late = any(number not in under_way for number in worker.owes)
+            if late and what not in ACTS:
+                continue
+            worker.owes[gathering.number] = key
+            if not late:
                 gathering.waiting.add(worker)
-                self._send(worker, {"k": "tell", "id": gathering.number, "what": what})
+            if what == "set":
+                worker.told = self._overrides.version
+            self._send(worker, {"k": "tell", "id": gathering.number, "what": what, "args": args})
 
     def _told(self, worker: Worker, number: int, data: Any) -> None:
-        what = next((what for what, asked in worker.owes.items() if asked == number), None)
-        if what is None:
+        key = worker.owes.pop(number, None)
+        if key is None:
             raise Nonsense(f"found an answer to {number}, which was not asked")
-        del worker.owes[what]
-        if what == _METRICS and isinstance(data, list):
+        if key == _METRICS and isinstance(data, list):
             worker.samples = data
-        gathering = self._gathering.get(what)
+        gathering = self._gathering.get(key)
         if gathering is not None and gathering.number == number:
             gathering.waiting.discard(worker)
             if data is not None:
@@ -638,15 +695,15 @@ class Parent:
 
     def _gathered_all(self, gathering: Gathering) -> None:
         """Put what was heard together, in slices, and go on with those who asked meanwhile."""
-        del self._gathering[gathering.what]
+        del self._gathering[gathering.key]
         if gathering.what == _METRICS:
             live = [*gathering.heard.values(), self._own_samples()]
             silent = [worker.samples for worker in self._workers() if worker not in gathering.heard]
             self._slices.append(self._answer_metrics(gathering.askers, live, [self._gone, *silent]))
         else:
-            self._slices.append(self._answer_deployments(gathering))
-        if askers := self._next_askers.pop(gathering.what, None):
-            self._begin_gathering(gathering.what, askers)
+            self._slices.append(self._answer_operators(gathering))
+        if askers := self._next_askers.pop(gathering.key, None):
+            self._begin_gathering(gathering.key, gathering.what, gathering.args, askers)
 
     def _own_samples(self) -> merge.Packed:
         """What the parent adds: its own process, which is one of the router's, and what only it counts."""
@@ -665,13 +722,21 @@ class Parent:
             page = pages[accept]
             self._send(worker, {"k": "answer", "id": number, "body": page.body.decode(), "type": page.content_type})
 
-    def _answer_deployments(self, gathering: Gathering) -> Iterator[None]:
+    def _answer_operators(self, gathering: Gathering) -> Iterator[None]:
         documents = {worker.number: (worker.pid, document) for worker, document in gathering.heard.items()}
-        silent = {worker.number: worker.pid for worker in self._workers() if worker.number not in documents}
+        workers = self._workers()
+        heard = views.Heard(
+            documents=documents,
+            # One that does not serve yet has nothing to say, and hears of everything when it does.
+            silent={worker.number: worker.pid for worker in workers if worker.serving and worker.number not in documents},
+            workers=[
+                {"worker": one.number, "pid": one.pid, "sessions": one.sessions, "serving": one.serving} for one in workers
+            ],
+        )
         answer: dict[str, Any]
         try:
-            answer = {"document": merge.merge_deployments(documents, silent=silent)}
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            answer = {"document": views.merge(gathering.what, gathering.args, heard)}
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             answer = {"error": f"what the workers say does not fit together: {type(error).__name__}"}
         yield
         for worker, number, _ in gathering.askers:
@@ -696,6 +761,13 @@ def _list(message: Message, name: str) -> list[Any]:
     value = message.get(name)
     if not isinstance(value, list):
         raise Nonsense(f"{name}: found {type(value).__name__}, expected a list")
+    return value
+
+
+def _object(message: Message, name: str) -> dict[str, Any]:
+    value = message.get(name)
+    if not isinstance(value, dict):
+        raise Nonsense(f"{name}: found {type(value).__name__}, expected an object")
     return value
 
 

@@ -12,12 +12,13 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from router import logs
+from router.admin.contract import ACTS, QUESTIONS, Args, Document
 from router.app import MetricsPage, Server
 from router.config.settings import Settings
 from router.engine import Engine
@@ -53,6 +54,7 @@ class Place:
         channel: leads to the parent.
         clients: sockets that listen for clients.
         operators: those for operators, where they have an address of their own.
+        overrides: what operators have said of deployments (``router.admin.overrides``).
     """
 
     number: int
@@ -60,6 +62,7 @@ class Place:
     channel: socket.socket
     clients: Sequence[socket.socket]
     operators: Sequence[socket.socket]
+    overrides: Sequence[Args] = ()
 
 
 def work(settings: Settings, place: Place) -> int:
@@ -116,9 +119,11 @@ class _Worker:
             self._engine,
             # There are two formats, and a client's own words need not travel.
             render_metrics=lambda accept: pages[_OPENMETRICS if _OPENMETRICS in accept else ""](),
-            gather_deployments=_Together(self._ask_deployments, self._tasks),
+            ask=self._ask_operators,
+            spend=self._spend,
             sockets=(self._place.clients, self._place.operators),
         )
+        self._server.desk.restore(self._place.overrides)
         lag = LoopLag(self._metrics.loop_lag)
         lag.start()
         try:
@@ -191,24 +196,33 @@ class _Worker:
             raise ChannelLost("found no page in the parent's answer")
         return body.encode(), content_type
 
-    async def _ask_deployments(self) -> Mapping[str, Any]:
-        answer = await self._end.ask("deployments", timeout_s=_GATHER_TIMEOUT_S)
+    async def _ask_operators(self, name: str, args: Args) -> Document:
+        """``router.admin.contract.Ask``; the parent puts the same questions that come at the same time only once."""
+        answer = await self._end.ask(name, timeout_s=_GATHER_TIMEOUT_S, args=args)
         document = answer.get("document")
         if not isinstance(document, dict):
             raise ChannelLost("found no document in the parent's answer")
         return document
 
+    async def _spend(self, nonce: str) -> bool:
+        """``router.app.Spend``: any worker may get the ticket that another one gave."""
+        answer = await self._end.ask("ticket", timeout_s=_GATHER_TIMEOUT_S, nonce=nonce)
+        return answer.get("first") is True
+
     # --- from the parent (``channel.Hearer``) -------------------------------------------------------
 
-    def told_to(self, what: str, number: int) -> None:
-        """Say what this process knows."""
+    def told_to(self, what: str, number: int, args: Args) -> None:
+        """Say what this process knows, or do what an operator wants."""
         data: Any = None
         try:
+            if what == "overrides":
+                self._server.desk.restore(args["overrides"])
+                return
             if what == "metrics":
                 data = merge.pack(self._metrics.collect())
                 self._pulses_since_samples = 0
-            elif what == "deployments":
-                data = self._server.describe()
+            elif what in QUESTIONS or what in ACTS:
+                data = self._server.desk.told(what, args)
             self._end.send({"k": "told", "id": number, "data": data})
         except ChannelLost:  # nobody to tell
             return

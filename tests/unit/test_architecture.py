@@ -22,10 +22,17 @@ PACKAGES = ("router", "strategies")
 # Decides without waiting: what of these exists must be under the contract of the pure core.
 PURE_CORE = (
     "router.accounting",
+    "router.admin.bodies",
+    "router.admin.contract",
+    "router.admin.documents",
+    "router.admin.merge",
+    "router.admin.openapi",
+    "router.admin.overrides",
     "router.auth",
     "router.breaker",
     "router.config",
     "router.dashboard.login",
+    "router.decisions",
     "router.errors",
     "router.events",
     "router.fleet.board",
