@@ -461,7 +461,7 @@ async def _in_json(request: web.Request, handler: Handler, tell: Observers) -> w
             # A client with a wrong address: whoever set it up looks for it in the log. Not its path, for some put keys there.
             tell(SessionRefused(session="", status=error.status, code=code, detail=message, client=peer_address(request)))
         body = {"error": {"type": "invalid_request_error", "code": code, "message": message, "param": None}}
-        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         return json_response(body, status=error.status, headers=headers)
 
 

@@ -6,8 +6,8 @@ The worker's end lives on its event loop. Messages of a worker to its parent (``
     ready                            it accepts connections
     pulse    sessions                it lives; once a second
     samples  data                    its metrics (``merge.pack``), now and then and at its end
-    ask      id, what, …             a question: beat, acquire, release, leave (``exchange``), ticket, metrics; or, with ``args``, one of
-                                     operators' questions and acts (``router.admin.contract``)
+    ask      id, what, …             a question: beat, acquire, release, leave (``exchange``), ticket (of the dashboard), metrics;
+                                     or, with ``args``, one of operators' questions and acts (``router.admin.contract``)
     told     id, data                the answer to ``tell``; ``data`` is null when it cannot say
 
 and of the parent to a worker:

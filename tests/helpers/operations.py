@@ -148,7 +148,7 @@ class Operations:
 
     def answer(self, request: web.Request, body: Document) -> web.Response:
         """The answer to a request of the admin API."""
-        path = request.path.removeprefix("/admin/")
+        path = request.match_info["path"]
         for matches, future in list(self._asked):
             if matches(path):
                 self._asked.remove((matches, future))

@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import Browser, ConsoleMessage, Page, Playwright, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, Playwright, ViewportSize, async_playwright
 
 from tests.helpers.parts import NODE_DIR, require
 
 FLAGS = (
-    "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync "
-    "disable-dev-shm-usage disable-extensions no-default-browser-check no-proxy-server "
+    "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update "
+    "disable-sync disable-dev-shm-usage disable-extensions no-default-browser-check no-proxy-server "
     "autoplay-policy=no-user-gesture-required use-fake-device-for-media-stream use-fake-ui-for-media-stream"
 )
 # A busy machine's browser is slow, not wrong.
 PATIENCE_MS = 30_000
-DESKTOP = {"width": 1280, "height": 860}
-PHONE = {"width": 360, "height": 740}
+DESKTOP = ViewportSize(width=1280, height=860)
+PHONE = ViewportSize(width=360, height=740)
 
 
 @dataclass
@@ -54,7 +54,7 @@ async def _launch(playwright: Playwright, path: str) -> Browser:
 
 @asynccontextmanager
 async def opened(
-    browser: Browser, url: str, *, size: dict[str, int] = DESKTOP, dark: bool = False, **options: Any
+    browser: Browser, url: str, *, size: ViewportSize = DESKTOP, dark: bool = False, **options: Any
 ) -> AsyncIterator[Page]:
     """A page in a context of its own, with the console listened to: what it complains of fails the test.
 
@@ -65,8 +65,9 @@ async def opened(
         dark: which colours the system has.
         options: more of playwright's ``new_context``.
     """
-    scheme = "dark" if dark else "light"
-    context = await browser.new_context(viewport=dict(size), color_scheme=scheme, reduced_motion="reduce", **options)
+    context = await browser.new_context(
+        viewport=size, color_scheme="dark" if dark else "light", reduced_motion="reduce", **options
+    )
     context.set_default_timeout(PATIENCE_MS)
     complaints = Complaints()
     try:

@@ -56,7 +56,7 @@ def _chromium() -> str:
 def _axe() -> str:
     path = NODE_DIR / "node_modules" / "axe-core" / "axe.min.js"
     if not path.is_file():
-        raise MissingPart("found no module axe-core under tests/node/node_modules, expected it there (make node-modules installs it)")
+        raise MissingPart("found no axe-core under tests/node/node_modules, expected it there (make node-modules installs it)")
     return str(path)
 
 

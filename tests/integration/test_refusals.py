@@ -209,7 +209,7 @@ async def test_other_methods_and_paths(simulator: SimulatorFactory) -> None:
         assert post.status == 405 and "GET" in post.headers["Allow"] and post.error["code"] == "method_not_allowed"
         head = await router.request(f"/v1/realtime?model={MODEL}", method="HEAD")
         assert head.status in (400, 405, 426) and head.body == b""
-        for path in ("/", "/v1", "/v1/realtime/translations", "/v1/realtime/client_secrets", "/admin"):
+        for path in ("/v1", "/v1/realtime/translations", "/v1/realtime/client_secrets", "/admin"):
             method = "POST" if path.endswith("secrets") else "GET"
             answer = await router.request(path, method=method)
             assert answer.status == 404 and answer.error["code"] == "not_found", path

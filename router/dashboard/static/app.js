@@ -11,8 +11,7 @@ import * as playground from "./playground.js";
 import * as sessions from "./sessions.js";
 
 const POLL_MS = 2000;
-// Path of the address's fragment → [view, name in the navigation]. A view has load(path) → document and show(document, path);
-// `own`: it draws itself once and is left alone.
+// Path of the address's fragment → [view, name in the navigation]. A view has load(path) → document and show(document, path, page).
 const VIEWS = {
   deployments: [deployments, "Deployments"],
   sessions: [sessions, "Sessions"],
@@ -23,7 +22,7 @@ const VIEWS = {
 };
 
 const root = document.body;
-const state = { config: null, problem: "", draining: false, busy: false, timer: null, turn: 0, loading: true };
+const state = { config: null, problem: "", draining: false, timer: null, turn: 0, loading: true, drawn: null, began: 0 };
 
 function where() {
   const [name, ...rest] = location.hash.replace(/^#\/?/, "").split("?")[0].split("/");
@@ -78,42 +77,39 @@ function banners() {
 
 // --- the poll ------------------------------------------------------------------------------------
 
-/** Load the view in sight and draw it; `soon`: something was done, and what came of it is wanted now. */
-async function poll(turn = state.turn) {
+/** Load the view in sight and draw it, and again after a while. */
+async function poll() {
+  const { turn } = state;
   clearTimeout(state.timer);
   const { name, path } = where();
   const [view] = VIEWS[name];
   try {
-    const [seen, config, known, group] = await Promise.all([
-      view.load(path), get("admin/config"), get("admin/fleet"), name === "deployments" ? null : get("admin/deployments"),
+    // What is not there any more is the view's to say, of one thing; of everything else it is the router's failure.
+    const gone = (error) => {
+      if (error.status === 404 && path.length) return null;
+      throw error;
+    };
+    const [seen, config, known, groups] = await Promise.all([
+      view.load(path).catch(gone), get("admin/config"), get("admin/fleet"), name === "deployments" ? null : get("admin/deployments"),
     ]);
     if (turn !== state.turn) return;
-    state.config = config;
-    state.draining = known.draining === true;
-    const all = group ?? seen;
-    remember(all.groups.flatMap((one) => one.deployments));
-    state.problem = "";
-    state.loading = false;
-    draw(view, seen, path);
+    Object.assign(state, { config, draining: known.draining === true, problem: "", loading: false });
+    remember((groups ?? seen).groups.flatMap((one) => one.deployments));
+    state.drawn = () => render(root, frame(view.show(seen, path, { again, redraw })));
+    redraw();
   } catch (error) {
     if (turn !== state.turn) return;
-    state.loading = false;
-    if (error.status === 401 || (error.status === 403 && access.login === "key")) return start(error.status === 403 ? "" : "The login has ended.");
-    // A thing that is not there any more is the view's to say; everything else is the connection's.
-    if (error.status === 404) draw(view, null, path);
-    else {
-      state.problem = error.message;
-      if (!(error.status >= 0)) console.error(error);
-      if (!state.drawn) render(root, frame(h("p", { class: "empty" }, "Nothing to show yet.")));
-      else redraw();
-    }
+    // A token that is not right any more is had anew; one that never is, is not asked for again and again.
+    const refused = error.status === 403 && access.login === "key" && Date.now() - state.began > 5000;
+    if (error.status === 401 || refused) return start(error.status === 401 ? "The login has ended." : "");
+    // No status: a document that is not what it should be, or a fault of this page.
+    if (error.status === undefined) console.error(error);
+    Object.assign(state, { problem: error.status === undefined ? "The router's answer cannot be shown." : error.message, loading: false });
+    state.drawn ??= () => render(root, frame(h("p", { class: "empty", key: "nothing" }, "Nothing to show yet.")));
+    if (error.status === undefined) render(root, frame(h("p", { class: "empty", key: "nothing" }, "Nothing to show.")));
+    else redraw();
   }
   schedule();
-}
-
-function draw(view, seen, path) {
-  state.drawn = () => render(root, frame(view.show(seen, path, { again, redraw })));
-  redraw();
 }
 
 const redraw = () => state.drawn?.();
@@ -189,7 +185,7 @@ async function enter(event) {
 function begin() {
   const { name } = where();
   document.title = `${VIEWS[name][1]} · Realtime Router`;
-  state.loading = true;
+  Object.assign(state, { loading: true, problem: "", began: Date.now() });
   render(root, frame(h("p", { class: "empty", key: "loading" }, "Loading…")));
   again();
 }

@@ -132,8 +132,8 @@ const SHAPES = {
   off: ["path", { d: "M2 2h3v8H2zM7 2h3v8H7z" }],
 };
 const KINDS = {
-  admitting: "ok", ready: "ok", ok: "ok", local: "ok", fresh: "ok", turn: "ok", idle: "ok", waiting: "busy",
-  probing: "busy", cooling_down: "busy", full: "busy", rate_limited: "busy", limit_unknown: "busy", stale: "busy",
+  admitting: "ok", ready: "ok", ok: "ok", fresh: "ok", turn: "ok", idle: "ok", waiting: "busy",
+  probing: "busy", cooling_down: "busy", full: "busy", rate_limited: "busy", limit_unknown: "busy", ageing: "busy", local: "busy",
   draining: "off", drain: "off", maint: "off", removed: "off", ended: "off",
   ejected: "bad", misconfigured: "bad", failed: "bad", lost: "bad",
 };

@@ -6,9 +6,9 @@ import { badge, count, duration, facts, h, table, words } from "./dom.js";
 export const load = () => get("admin/fleet");
 
 const MODES = {
-  local: "This router knows of itself only.",
+  local: "Of the others nothing is known now: each goes by its own part of the limits.",
   fresh: "What the others hold is known.",
-  stale: "What the others hold was known some seconds ago.",
+  ageing: "What the others hold was known some seconds ago.",
 };
 
 export function show(seen) {

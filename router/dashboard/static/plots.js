@@ -33,7 +33,7 @@ export function remember(deployments) {
 export function failures(attempts) {
   let sum = 0;
   for (const [outcome, value] of Object.entries(attempts ?? {})) {
-    if (!["ready", "client_gone", "client_request", "lost"].includes(outcome) && Number.isFinite(value)) sum += value;
+    if (!["ready", "client_gone", "client_request", "under_way"].includes(outcome) && Number.isFinite(value)) sum += value;
   }
   return sum;
 }

@@ -75,7 +75,7 @@ function one(session, id, page) {
   const attempts = Array.isArray(session.attempts) ? session.attempts : [];
   const columns = [
     ["Deployment", (attempt) => h("a", { href: `#/deployments/${encodeURIComponent(attempt.deployment)}` }, attempt.deployment), "name"],
-    ["Outcome", (attempt) => [badge(attempt.outcome === "ready" ? "ready" : "failed", words(attempt.outcome)), attempt.raced ? h("small", null, "another was ready first") : null]],
+    ["Outcome", (attempt) => [badge({ ready: "ready", under_way: "waiting" }[attempt.outcome] ?? "failed", words(attempt.outcome)), attempt.raced ? h("small", null, "another was ready first") : null]],
     ["Took", (attempt) => latency(attempt.seconds), "number"],
     ["Seen", (attempt) => attempt.detail || "–", "wide"],
   ];
@@ -100,6 +100,9 @@ function one(session, id, page) {
         ["Generation", count(session.generation)],
         usage.map(([name, value]) => `${words(name)} ${count(value)}`).length && ["Tokens", usage.map(([name, value]) => `${words(name)} ${count(value)}`).join(", ")],
         ended && ["Ended by", `${words(ended.who ?? "–")}: ${words(ended.cause ?? "–")}`],
+        ended?.passed_over?.length && ["Not dialled", ended.passed_over.map((one) => `${one.id} (${words(one.reason)})`).join(", ")],
+        ended?.upstream_reason && ["Upstream's reason", ended.upstream_reason],
+        ended && ended.status !== 101 && ["Answered", `HTTP ${ended.status}`],
         ended && ["Close codes", `client ${ended.client_code ?? "–"}, upstream ${ended.upstream_code ?? "–"}`])),
     h("section", { class: "card", key: "attempts" }, h("h2", null, "Attempts"), table("Attempts", columns, attempts.map((attempt, index) => ({ ...attempt, index })), { key: (attempt) => attempt.index, empty: "None has ended yet." })),
     h("section", { class: "card", key: "decisions" }, h("h2", null, "Why it went there"), decisionList(session.decisions ?? [])),
