@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -333,6 +334,31 @@ async def test_the_playground_follows_its_own_origin_and_not_the_clients(simulat
                 assert '"session.created"' in await ws.recv()
             assert (await refusal(page.play("x")))[1] == 1008
         await router.until(SessionRecord)
+
+
+async def test_a_ticket_serves_once_in_all_workers(simulator: SimulatorFactory, tmp_path: Path) -> None:
+    """Whichever worker gave it and whichever takes it: of many that come with the same ticket one gets a session."""
+    config = config_of(await simulator(), general={**KEYED, "workers": 2})
+    async with router_process(written(tmp_path, config)) as router, aiohttp.ClientSession() as http:
+        page = Visitor(cast(RunningRouter, router), http, router.http)
+        await page.login()
+        ticket = await page.ticket()
+
+        async def first_event() -> str:
+            async with page.play(ticket) as ws:
+                return str(await ws.recv())
+
+        def workers() -> set[int]:
+            return {line["worker"] for name in ("session ended", "request refused") for line in router.lines(name)}
+
+        events = await asyncio.gather(*(first_event() for _ in range(12)))
+        assert sum('"session.created"' in event for event in events) == 1
+        assert sum('"invalid_api_key"' in event for event in events) == 11
+        async with asyncio.timeout(20):
+            while len(workers()) < 2:
+                # Which worker gets a connection is the kernel's choice.
+                assert '"invalid_api_key"' in await first_event()
+                await asyncio.sleep(0.1)
 
 
 async def test_a_new_master_key_ends_the_login(simulator: SimulatorFactory, tmp_path: Path) -> None:
