@@ -71,5 +71,6 @@ Behind it are three simulated deployments; "flaky" fails now and then. In anothe
 
     {_command()} talk --url {url} --model {GROUP} "What is the capital of France?"
 
+Dashboard, with a playground to talk in: http://{address}/
 Metrics: http://{address}/metrics    State: http://{address}/admin/deployments    End: Ctrl-C
 """

@@ -6,12 +6,12 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-from playwright.async_api import Browser, ConsoleMessage, Page, Playwright, ViewportSize, async_playwright
+from typing import TYPE_CHECKING, Any
 
 from tests.helpers.parts import NODE_DIR, require
+
+if TYPE_CHECKING:  # not made for every machine: ``chromium`` says so where it is missing
+    from playwright.async_api import Browser, ConsoleMessage, Locator, Page, ViewportSize
 
 FLAGS = (
     "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update "
@@ -20,8 +20,8 @@ FLAGS = (
 )
 # A busy machine's browser is slow, not wrong.
 PATIENCE_MS = 30_000
-DESKTOP = ViewportSize(width=1280, height=860)
-PHONE = ViewportSize(width=360, height=740)
+DESKTOP: ViewportSize = {"width": 1280, "height": 860}
+PHONE: ViewportSize = {"width": 360, "height": 740}
 
 
 @dataclass
@@ -36,20 +36,27 @@ class Complaints:
             self.found.append(f"{message.type}: {message.text}")
 
 
+def expect(locator: Locator) -> Any:
+    """What a part of a page must come to show; each claim waits for it. Of a type that the library does not export."""
+    from playwright.async_api import expect as expect_of
+
+    expect_of.set_options(timeout=PATIENCE_MS)
+    return expect_of(locator)
+
+
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
-    """A browser until the block ends."""
+    """A browser until the block ends; the test is skipped where there is none."""
     path = require("chromium")
+    require("playwright")
+    from playwright.async_api import async_playwright
+
     async with async_playwright() as playwright:
-        browser = await _launch(playwright, path)
+        browser = await playwright.chromium.launch(executable_path=path, args=[f"--{flag}" for flag in FLAGS.split()])
         try:
             yield browser
         finally:
             await browser.close()
-
-
-async def _launch(playwright: Playwright, path: str) -> Browser:
-    return await playwright.chromium.launch(executable_path=path, args=[f"--{flag}" for flag in FLAGS.split()])
 
 
 @asynccontextmanager
@@ -103,8 +110,3 @@ async def findings(page: Page, source: str) -> list[str]:
 async def fits(page: Page) -> bool:
     """Whether nothing makes the page wider than the window."""
     return bool(await page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"))
-
-
-async def shot(page: Page, path: Path) -> None:
-    """A picture of the whole page, for eyes."""
-    await page.screenshot(path=str(path), full_page=True)

@@ -60,6 +60,13 @@ def _axe() -> str:
     return str(path)
 
 
+def _playwright() -> str:
+    spec = importlib.util.find_spec("playwright")
+    if spec is None or spec.origin is None:
+        raise MissingPart("found no package playwright, expected it (in requirements-dev.lock; it is not made for every machine)")
+    return spec.origin
+
+
 def _accelerator() -> str:
     spec = importlib.util.find_spec("realtime_router_accel")
     if spec is None or spec.origin is None:
@@ -129,6 +136,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "chromium": _chromium,
     "node": _node,
     "openssl": _openssl,
+    "playwright": _playwright,
     "procfs": _procfs,
     "redis-6.2": _redis_6_2,
     "redis-7.0": _redis_7_0,
@@ -139,6 +147,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
 _X86_64_LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
 # Parts that are wheels which are not made for every machine, with what the markers in pyproject.toml say of this one.
 MADE_FOR_THIS: Mapping[str, bool] = {
+    "playwright": _X86_64_LINUX,
     "redis-6.2": _X86_64_LINUX and sys.version_info < (3, 13),
     "valkey": _X86_64_LINUX,
 }

@@ -38,7 +38,7 @@ export function decisionList(decisions, { empty = "None is remembered." } = {}) 
     ["Session", (one) => [h("a", { href: `#/sessions/${encodeURIComponent(one.session)}` }, one.session), h("small", null, `attempt ${one.attempt}${one.pass ? `, pass ${one.pass + 1}` : ""}`)], "id"],
     ["Group", (one) => [one.in_group ?? one.group, (one.in_group ?? one.group) === one.group ? null : h("small", null, `asked for ${one.group}`), one.order ? h("small", null, `order ${one.order}`) : null]],
     ["Chosen", (one) => [one.chosen === null ? "nobody" : h("a", { href: `#/deployments/${encodeURIComponent(one.chosen)}` }, one.chosen), h("small", null, words(one.why))], "name"],
-    ["Candidates", (one) => list(one.candidates, (candidate) => [candidate.id, h("small", null, `${count(candidate.sessions)} sessions, weight ${count(candidate.weight)}`)]), "wide"],
+    ["Candidates", (one) => list(one.candidates, (candidate) => [candidate.id, h("small", null, `${count(candidate.sessions)} ${candidate.sessions === 1 ? "session" : "sessions"}, weight ${count(candidate.weight)}`)]), "wide"],
     ["Passed over", (one) => [list(one.passed_over, (passed) => [passed.id, h("small", null, words(passed.reason))]), one.left_out ? h("small", null, `${count(one.left_out)} more are not named`) : null], "wide"],
   ];
   // Two lines may be alike in everything but their place.

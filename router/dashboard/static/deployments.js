@@ -50,7 +50,9 @@ function stateOf(one) {
 }
 
 function section(group, plotted, page) {
+  const sessions = group.deployments.reduce((sum, one) => sum + (Number.isFinite(one.sessions) ? one.sessions : 0), 0);
   const notes = [
+    `${count(sessions)} ${sessions === 1 ? "session" : "sessions"}`,
     `strategy ${words(group.strategy)}`,
     group.fallbacks?.length && `falls back to ${group.fallbacks.join(", ")}`,
     group.aliases?.length && `also called ${group.aliases.join(", ")}`,
