@@ -287,7 +287,11 @@ async def test_readmitting_ends_an_ejection(simulator: SimulatorFactory) -> None
 
 @pytest.mark.parametrize(
     ("body", "code", "reason"),
-    [({}, 1001, ""), ({"code": 1013, "reason": "move on"}, 1013, "move on"), ({"code": 4999, "reason": "ü" * 61}, 4999, "ü" * 61)],
+    [
+        ({}, 1001, ""),
+        ({"code": 1013, "reason": "move on"}, 1013, "move on"),
+        ({"code": 4999, "reason": "ü" * 61}, 4999, "ü" * 61),
+    ],
 )
 async def test_a_session_is_ended_politely(simulator: SimulatorFactory, body: dict[str, Any], code: int, reason: str) -> None:
     """Its client gets an ``error`` event and the code; the record and the other session say so."""
@@ -561,8 +565,8 @@ async def test_methods_types_and_lengths(simulator: SimulatorFactory) -> None:
         assert (answer.status, answer.error["code"]) == (413, "request_too_large")
         for piece in (b"10000\r\n" + b" " * 65536 + b"\r\n0\r\n\r\n", b"zz\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
-            head = f"POST {PATHS['set']} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {JSON}\r\nTransfer-Encoding: chunked\r\n\r\n"
-            writer.write(head.encode() + piece)
+            head = f"POST {PATHS['set']} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {JSON}\r\n"
+            writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + piece)
             got = await asyncio.wait_for(reader.read(), PATIENCE_S)
             assert got.startswith((b"HTTP/1.1 413 ", b"HTTP/1.0 400 ")), got[:80]
             writer.close()
