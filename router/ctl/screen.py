@@ -36,6 +36,12 @@ _SESSIONS: Final = 200
 _LINES_OF_FILES: Final = 10_000
 _HEAD_LINES: Final = 3
 _TABLE_LINES: Final = 2  # a table's head, and the line under it
+# Columns, and those of them that a narrow screen has no room for.
+_DEPLOYMENT_COLUMNS: Final = ("group", "deployment", "state", "sessions", "ready", "audio", "ok/s", "fail/s", "why")
+_SESSION_COLUMNS: Final = ("session", "group", "deployment", "key", "client", "phase", "for", "turns", "in", "out")
+_NUMBERS: Final = frozenset({"sessions", "ready", "audio", "ok/s", "fail/s", "for", "turns", "in", "out"})
+_WIDE_ONLY: Final = frozenset({"group", "audio", "client", "in", "out"})
+_NARROW_COLUMNS: Final = 110
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,14 +115,14 @@ def _grown(was: float, value: float) -> float:
 # --- the picture ---------------------------------------------------------------------------------
 
 
-def picture(sample: Sample, change: Rates | None, *, where: str, height: int, error: str = "") -> RenderableType:
+def picture(sample: Sample, change: Rates | None, *, where: str, width: int, height: int, error: str = "") -> RenderableType:
     """What is on the screen.
 
     Args:
         sample: the last one.
         change: since the one before.
         where: the router's address.
-        height: lines that there are.
+        width, height: columns and lines that there are.
         error: why there is no newer sample.
     """
     notes = _notes(sample, error)
@@ -128,21 +134,22 @@ def picture(sample: Sample, change: Rates | None, *, where: str, height: int, er
     most = max(1, room - min(len(sessions) + 1, max(1, room // 3)))
     shown, hidden = _cut(deployments, most)
     rows = [_deployment_row(name, one, change) for name, one in deployments]
-    columns = ("group", "deployment", "state", "sessions", "ready", "audio", "ok/s", "fail/s", "why")
-    right = frozenset({"sessions", "ready", "audio", "ok/s", "fail/s"})
-    parts: list[RenderableType] = [*_head(sample, change, where), *notes, table(columns, rows[:shown], right=right)]
+    parts: list[RenderableType] = [*_head(sample, change, where), *notes, _table(_DEPLOYMENT_COLUMNS, rows[:shown], width)]
     used = shown
     if hidden:
         parts.append(Text(f"… and {hidden} more deployments", style="dim"))
         used += 1
     parts.append(Text(""))
     listed, unlisted = _cut(sessions, max(1, room - used))
-    right = frozenset({"for", "turns", "in", "out"})
-    session_columns = ("session", "group", "deployment", "key", "client", "phase", "for", "turns", "in", "out")
-    parts.append(table(session_columns, map(session_row, sessions[:listed]), right=right))
+    parts.append(_table(_SESSION_COLUMNS, [session_row(one) for one in sessions[:listed]], width))
     if unlisted:
         parts.append(Text(f"… and {sample.sessions['total'] - listed} more sessions", style="dim"))
     return Group(*parts)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Text]], width: int) -> RenderableType:
+    shown = [index for index, name in enumerate(columns) if width >= _NARROW_COLUMNS or name not in _WIDE_ONLY]
+    return table([columns[index] for index in shown], [[row[index] for index in shown] for row in rows], right=_NUMBERS)
 
 
 def _cut(items: Sequence[Any], most: int) -> tuple[int, int]:
@@ -236,8 +243,7 @@ async def _run(target: Target, once: bool) -> None:
         # What cannot be had at first is no picture at all, and is told as that.
         first = await _sample(client)
         if once:
-            height = out.height if out.is_terminal else _LINES_OF_FILES
-            out.print(_picture(first, None, client, height))
+            out.print(_picture(first, None, client, out.width, out.height if out.is_terminal else _LINES_OF_FILES))
             return
         await _live(client, out, first)
 
@@ -252,7 +258,7 @@ async def _live(client: Client, out: Console, first: Sample) -> None:
     error = ""
     with Live(console=out, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(_picture(last, change, client, out.height, error), refresh=True)
+            live.update(_picture(last, change, client, out.width, out.height, error), refresh=True)
             await asyncio.sleep(_REFRESH_S)
             try:
                 new = await _sample(client)
@@ -262,8 +268,13 @@ async def _live(client: Client, out: Console, first: Sample) -> None:
                 change, last, error = rates(last, new), new, ""
 
 
-def _picture(sample: Sample, change: Rates | None, client: Client, height: int, error: str = "") -> RenderableType:
-    return rendered(lambda _: picture(sample, change, where=client.where, height=height, error=error), {})
+def _picture(
+    sample: Sample, change: Rates | None, client: Client, width: int, height: int, error: str = ""
+) -> RenderableType:
+    def make(_: Mapping[str, Any]) -> RenderableType:
+        return picture(sample, change, where=client.where, width=width, height=height, error=error)
+
+    return rendered(make, {})
 
 
 async def _sample(client: Client) -> Sample:

@@ -24,6 +24,8 @@ STATE_STYLES: Final[Mapping[str, str]] = {
     "misconfigured": "red",
 }
 _MOST_CHARS: Final = 200
+# Columns of one short word or id, of which a part would be of no use.
+_WORDS: Final = frozenset({"session", "state", "phase", "at", "dial", "outcome", "after", "serving"})
 
 Row = Sequence[Text]
 Document = Mapping[str, Any]
@@ -86,10 +88,14 @@ def table(columns: Iterable[str], rows: Iterable[Row], *, title: str | None = No
         title: above it.
         right: columns of numbers.
     """
-    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, show_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="ellipsis", no_wrap=True)
+        # rich takes room away from columns that may wrap before any other; their cells are cut off instead.
+        fixed = column in right or column in _WORDS
+        made.add_column(column, justify="right" if column in right else "left", overflow="ellipsis", no_wrap=fixed)
     for row in rows:
+        for cell in row:
+            cell.no_wrap, cell.overflow = True, "ellipsis"
         made.add_row(*row)
     return made
 
@@ -312,7 +318,7 @@ def fleet(document: Document) -> RenderableType:
     if document["draining"]:
         parts.append(Text("draining: no new sessions", style="yellow"))
     rows = [
-        (number(worker["worker"]), number(worker["pid"]), number(worker["sessions"]), text("yes" if worker["serving"] else "no"))
+        (text(worker["worker"]), text(worker["pid"]), number(worker["sessions"]), text("yes" if worker["serving"] else "no"))
         for worker in document["workers"]
     ]
     parts.append(table(("worker", "pid", "sessions", "serving"), rows, right=frozenset({"worker", "pid", "sessions"})))
