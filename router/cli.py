@@ -7,6 +7,8 @@
     realtime-router simulate …                              a provider to test against
     realtime-router demo                                    a router in front of three simulated deployments
     realtime-router talk --model NAME TEXT                  one turn with a running router, in the terminal
+    realtime-router ctl …                                   see and change a running router
+    realtime-router top                                     see it live
 
 Standard output carries results (the URL, a schema, a key), standard error carries logs and complaints.
 Exit codes: 0 done, 1 cannot (the address is taken), 2 wrong usage or configuration.
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from router._version import __version__
+from router.ctl.commands import ctl, top
 from router.simulator.command import simulate
 
 if TYPE_CHECKING:
@@ -143,4 +146,6 @@ def talk(text: str, url: str, model: str, key: str | None, timeout: float) -> No
 
 
 main.add_command(simulate)
+main.add_command(ctl)
+main.add_command(top)
 

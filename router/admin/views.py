@@ -20,6 +20,8 @@ from router.pool import Deployment, Group
 
 #: Ended sessions that are remembered.
 REMEMBERED: Final = 500
+# The two clocks drift apart by less than this while nobody sets one.
+_CLOCK_SET_S: Final = 0.25
 
 
 class Recent:
@@ -74,6 +76,7 @@ class Views:
         self._recent = recent
         self._wall_clock = wall_clock
         self._clean = clean
+        self._epoch = -math.inf  # epoch seconds at the zero of the engine's clock, as last reckoned
 
     # --- deployments --------------------------------------------------------------------------------
 
@@ -280,7 +283,11 @@ class Views:
 
     def _epoch_s(self, now: float) -> float:
         """Epoch seconds at the zero of the engine's clock."""
-        return self._wall_clock() - now
+        epoch = self._wall_clock() - now
+        # A moment that was shown once stays the same to the last digit, unless somebody sets the clock.
+        if abs(epoch - self._epoch) > _CLOCK_SET_S:
+            self._epoch = epoch
+        return self._epoch
 
 
 def _mentions(live: Live, needle: str) -> bool:
