@@ -218,9 +218,11 @@ class Dashboard:
     def _cookie_header(
         self, request: web.Request, head: handshake.RequestHead, server: ServerSettings, value: str, max_age_s: int
     ) -> str:
+        # The prefix is there unless a proxy took it off, or the operator came around the proxy.
+        prefix = server.root_path if head.path.startswith(f"{server.root_path}/") else ""
         peer = peer_address(request)
         secure = request.secure or handshake.came_by_https(peer, head.headers, server.trusted_proxies)
-        return set_cookie(value, path=f"{server.root_path}/", secure=secure, max_age_s=max_age_s)
+        return set_cookie(value, path=f"{prefix}/", secure=secure, max_age_s=max_age_s)
 
     # --- the playground -----------------------------------------------------------------------------
 
