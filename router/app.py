@@ -24,7 +24,7 @@ from aiohttp.typedefs import Middleware
 from router import handshake
 from router._version import __version__
 from router.auth import Authenticator, Principal
-from router.config.settings import ListenSettings, Settings
+from router.config.settings import ListenSettings, ServerSettings
 from router.engine import Engine, Request, new_session_id
 from router.errors import (
     AuthenticationFailed,
@@ -125,12 +125,16 @@ class Surface:
     ) -> None:
         self.retired = False  # no new sessions here any more, those that run go on
         self._engine = engine
-        self._settings: Settings = engine.settings
-        self._server = engine.settings.server
-        self._authenticator = Authenticator(self._server, wall_clock=wall_clock)
+        self._wall_clock = wall_clock
+        self.configure(engine.settings.server)
         self._render_metrics = render_metrics
         self._gather_deployments = gather_deployments
         self._tell: Observers = engine.tell
+
+    def configure(self, server: ServerSettings) -> None:
+        """Go by the settings of another generation."""
+        self._server = server
+        self._authenticator = Authenticator(server, wall_clock=self._wall_clock)
 
     def routes(self, *, sessions: bool, operations: bool) -> list[web.RouteDef]:
         """The routes of a listening address: those of clients, those of operators, or both."""
@@ -572,7 +576,7 @@ class Server:
         limit = raise_descriptor_limit()
         room = max(2, limit - _RESERVED_DESCRIPTORS)
         # A session has two sockets.
-        self._engine.max_sessions = min(server.max_sessions, room // 2)
+        self._engine.room = room // 2
         self._limits = _Limits(most=room, engine=self._engine, answer_timeout_s=server.handshake_timeout_s)
         clients, operators = (None, None) if self._sockets is None else self._sockets
         await self._listen(server.listen, self._surface.routes(sessions=True, operations=server.ops_listen is None), clients)
@@ -582,6 +586,11 @@ class Server:
     def describe(self) -> dict[str, Any]:
         """See ``Surface.describe``."""
         return self._surface.describe()
+
+    def configure(self, server: ServerSettings) -> None:
+        """Go by the settings of another generation, but for those of addresses, which stay as they are."""
+        self._surface.configure(server)
+        self._limits.answer_timeout_s = server.handshake_timeout_s
 
     def retire(self) -> None:
         """Listen no longer and begin no session; those that are under way go on."""

@@ -14,11 +14,12 @@ from typing import cast
 
 from router.accounting import Accounting
 from router.auth import Principal
-from router.config.settings import FleetSettings, Settings
+from router.config.settings import DeploymentSettings, FleetSettings, Settings
 from router.errors import KeyLimitReached, Overloaded, RouterError, ShuttingDown
 from router.events import (
     ConfigAlarm,
     CooledDown,
+    DeploymentGone,
     FirstAudio,
     Notice,
     Observers,
@@ -32,7 +33,7 @@ from router.fleet.beat import Fleet
 from router.fleet.exchange import Exchange
 from router.fleet.picture import Picture
 from router.health import Prober
-from router.pool import Deployment, Group, Pool
+from router.pool import Change, Deployment, Group, Pool
 from router.providers import ErrorKind, error_kind
 from router.providers.base import Forward
 from router.relay.contract import SessionEnd, error_event
@@ -95,7 +96,7 @@ Accept = Callable[[Opened, Search], Awaitable[tuple[Leg, bytes]]]
 
 
 class Engine:
-    """Serves sessions under one generation of the configuration.
+    """Serves sessions under the generation of the configuration that is in force.
 
     Args:
         settings: the generation.
@@ -130,13 +131,15 @@ class Engine:
         self._picture = Picture(clock) if self.fleet is None else self.fleet.picture
         gate = None if self.fleet is None else self.fleet.gate
         self.pool = Pool(settings, clock=clock, rng=self.rng, tell=tell, picture=self._picture, limits=gate)
+        self._gate = gate
         self.dialer = Dialer(environ=os.environ if environ is None else environ, on_error=self._task_failed)
         self.sweep = Sweep(clock=clock)
         server = settings.server
+        self._budget = RetryBudget(ratio=server.retry_budget_ratio, min_per_s=server.retry_budget_min_per_s, clock=clock)
         self.routing = Routing(
             pool=self.pool,
             dialer=self.dialer,
-            budget=RetryBudget(ratio=server.retry_budget_ratio, min_per_s=server.retry_budget_min_per_s, clock=clock),
+            budget=self._budget,
             tasks=self.tasks,
             tell=tell,
             clock=clock,
@@ -144,13 +147,17 @@ class Engine:
             admission=gate,
         )
         self.stopping = False  # no new sessions any more
-        self.max_sessions = server.max_sessions
+        self.room: int | None = None  # most sessions that the descriptors allow; ``None``: nobody has counted them
+        self._probers: dict[Deployment, tuple[DeploymentSettings, asyncio.Task[None]]] = {}
+        self._started = False
+        self._removed: dict[str, str] = {}  # deployments of earlier generations that observers still know → their group
         self._serving = 0  # sessions between their search and their record
         self._pending = 0  # those of them that look for an upstream
         self._searching: set[asyncio.Task[object]] = set()  # whose these are; ``end_all`` takes out those that it cancels
         self._relays: dict[str, Relay] = {}  # running sessions by id
         self._relay_ended = asyncio.Event()  # whenever one leaves ``_relays``, or a search ends; for ``end_all``
         self._by_principal: dict[str, int] = {}  # sessions by virtual key's name
+        self._by_group: dict[str, int] = {}  # sessions by the group that they asked for
 
     def _fleet(self, exchange: Exchange | None, member: str) -> Fleet | None:
         settings = self.settings.fleet
@@ -176,7 +183,7 @@ class Engine:
         )
 
     def _deployments(self) -> Iterator[Deployment]:
-        return self.pool.deployments
+        return self.pool.every
 
     def _sessions_of_keys(self) -> Mapping[str, int]:
         return self._by_principal
@@ -191,23 +198,76 @@ class Engine:
         """Running sessions by id."""
         return self._relays
 
+    @property
+    def max_sessions(self) -> int:
+        """Most sessions at a time."""
+        most = self.settings.server.max_sessions
+        return most if self.room is None else min(most, self.room)
+
     def start(self) -> None:
         """Begin what runs in the background; inside the event loop."""
-        for deployment in self.pool.deployments:
-            self.dialer.prefetch(deployment.settings)
-            if deployment.settings.health_check is not None:
-                prober = Prober(
-                    deployment,
-                    dialer=self.dialer,
-                    tell=self.tell,
-                    clock=self.clock,
-                    rng=self.rng,
-                    admission=None if self.fleet is None else self.fleet.gate,
-                )
-                self.tasks.spawn(prober.run(), name=f"health check {deployment.id}")
-
+        self._started = True
+        self._attend()
         if self.fleet is not None:
             self.tasks.spawn(self.fleet.run(), name="fleet beat")
+
+    def apply(self, settings: Settings, *, generation: int) -> Change:
+        """Serve under another generation from now on; sessions that run are not touched.
+
+        Args:
+            settings: the generation. What belongs to the process (addresses, the fleet's server) is not looked at again.
+            generation: its number.
+
+        Raises:
+            Exception: a strategy cannot be made; the generation in force stays.
+        """
+        group_of = {deployment.id: deployment.settings.group for deployment in self.pool.deployments}
+        change = self.pool.apply(settings)
+        self.settings = settings
+        self.generation = generation
+        server = settings.server
+        self._budget.configure(ratio=server.retry_budget_ratio, min_per_s=server.retry_budget_min_per_s)
+        if self._started:
+            self._attend()
+        if change.removed and not self._removed and self._started:
+            self.tasks.spawn(self._forget_removed(), name="removed deployments")
+        self._removed |= {removed: group_of[removed] for removed in change.removed}
+        return change
+
+    def _attend(self) -> None:
+        """Probe what is to be probed, and nothing else; look new names up."""
+        wanted = {item: item.settings for item in self.pool.deployments if item.settings.health_check is not None}
+        for deployment, (settings, task) in list(self._probers.items()):
+            if wanted.get(deployment) != settings:
+                task.cancel()
+                del self._probers[deployment]
+        for deployment in self.pool.deployments:
+            self.dialer.prefetch(deployment.settings)
+        for deployment, settings in wanted.items():
+            if deployment in self._probers:
+                continue
+            prober = Prober(
+                deployment, dialer=self.dialer, tell=self.tell, clock=self.clock, rng=self.rng, admission=self._gate
+            )
+            task = self.tasks.spawn(prober.run(), name=f"health check {deployment.id}")
+            self._probers[deployment] = (settings, task)
+
+    async def _forget_removed(self) -> None:
+        """Tell the observers when a removed deployment's last session has ended, its last counts included."""
+        while self._removed:
+            await asyncio.sleep(TRAFFIC_INTERVAL_S)
+            self.pool.forget_left()
+            configured = {deployment.id for deployment in self.pool.deployments}
+            leaving = {deployment.id for deployment in self.pool.leaving}
+            groups = {deployment.settings.group for deployment in self.pool.every}
+            for deployment, group in list(self._removed.items()):
+                if deployment in configured:
+                    del self._removed[deployment]  # a later generation has brought it back
+                elif deployment not in leaving:
+                    del self._removed[deployment]
+                    # Sessions that asked for the group may run on another one's deployments.
+                    with_group = group not in groups and group not in self._by_group
+                    self.tell(DeploymentGone(deployment=deployment, group=group, with_group=with_group))
 
     async def join(self) -> None:
         """Return when the others of the fleet, if there is one, were heard for the first time, or could not be."""
@@ -278,8 +338,9 @@ class Engine:
             asyncio.CancelledError: the client left, or the process ends. Everything is given back.
         """
         self.check_room(request.principal)
-        name = request.principal.name
-        self._by_principal[name] = self._by_principal.get(name, 0) + 1
+        holders = ((self._by_principal, request.principal.name), (self._by_group, request.group.settings.name))
+        for counts, name in holders:
+            counts[name] = counts.get(name, 0) + 1
         self._serving += 1
         if self.fleet is not None:
             self.fleet.begun()
@@ -287,11 +348,10 @@ class Engine:
             await self._serve(request, accept)
         finally:
             self._serving -= 1
-            left = self._by_principal[name] - 1
-            if left:
-                self._by_principal[name] = left
-            else:
-                del self._by_principal[name]
+            for counts, name in holders:
+                counts[name] -= 1
+                if not counts[name]:
+                    del counts[name]
 
     async def _serve(self, request: Request, accept: Accept) -> None:
         search = self.routing.search(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from router.config.settings import NO_ITEMS
+from router.errors import Problem
 from router.usage import Usage
 
 _NO_COUNTS: Mapping[tuple[str, str], tuple[int, int]] = {}
@@ -190,6 +191,30 @@ class FleetBeat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentGone:
+    """A deployment that a generation removed has ended its last session; its counts will not grow any more."""
+
+    deployment: str
+    group: str
+    with_group: bool  # the group is gone as well
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reloaded:
+    """A configuration was read again, and is in force from now on unless it was refused."""
+
+    trigger: str  # signal, file, api
+    generation: int  # in force now
+    at: float  # epoch seconds
+    errors: tuple[Problem, ...] = ()  # why it was refused; empty when it was not
+    warnings: tuple[Problem, ...] = ()
+    restart_needed: tuple[str, ...] = ()  # keys whose new values wait for a restart
+    added: tuple[str, ...] = ()  # deployments
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
     """Something an operator should read that belongs to no session."""
 
@@ -214,6 +239,8 @@ Event = (
     | Probed
     | TurnedAway
     | FleetBeat
+    | DeploymentGone
+    | Reloaded
     | Notice
 )
 

@@ -73,6 +73,13 @@ _least_level = logging.NOTSET
 _configured = 0  # how many ``configure`` are in force
 
 
+def set_level(level: LogLevel) -> None:
+    """Show from now on what is of this level or above, in the log that ``configure`` has set up."""
+    global _least_level
+    _least_level = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(**{**structlog.get_config(), "wrapper_class": structlog.make_filtering_bound_logger(_least_level)})
+
+
 def register_secrets(secrets: Iterable[str | Secret]) -> None:
     """Hide these in every line from now on; call it with ``secrets_of(settings)`` for each generation of the configuration."""
     _redactor.register(secrets)
@@ -589,6 +596,7 @@ class LogObserver:
             events.CooledDown: self._cooled_down,
             events.ConfigAlarm: self._config_alarm,
             events.Probed: self._probed,
+            events.Reloaded: self._reloaded,
             events.Notice: self._notice,
         }
 
@@ -763,6 +771,24 @@ class LogObserver:
             ms=_ms(event.seconds),
             detail=event.detail,
         )
+
+    # --- the configuration --------------------------------------------------------------------------
+
+    def _reloaded(self, event: events.Reloaded) -> None:
+        facts: dict[str, Any] = {"generation": event.generation, "trigger": event.trigger}
+        if event.errors:
+            self._log.error("configuration refused", **facts, problems=len(event.errors))
+            for problem in event.errors[:MAX_ITEMS]:
+                self._log.error("configuration", problem=str(problem))
+            return
+        for name in ("added", "changed", "removed"):
+            if getattr(event, name):
+                facts[name] = list(getattr(event, name))[:MAX_ITEMS]
+        self._log.info("configuration applied", **facts)
+        for problem in event.warnings[:MAX_ITEMS]:
+            self._log.warning("configuration", warning=str(problem))
+        for key in event.restart_needed:
+            self._log.warning("configuration", warning=f"{key}: has changed, and the change waits for a restart")
 
     def _notice(self, event: events.Notice) -> None:
         facts = {f"{key}_" if key in _RESERVED else str(key): value for key, value in event.facts.items()}

@@ -13,12 +13,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final, TextIO
 
 from prometheus_client import CollectorRegistry
 
 from router.accounting import KNOWN_TYPES
 from router.app import Server
+from router.config import Loaded
 from router.config.settings import Settings
 from router.engine import Engine
 from router.eventloop import new_event_loop
@@ -26,7 +28,9 @@ from router.events import Notice, Observers
 from router.fleet.exchange import Exchange
 from router.lag import LoopLag
 from router.metrics import Metrics
+from router.pool import Change
 from router.relay.fastpath import accelerated
+from router.reload import Reloader, Source
 
 # How long running sessions get to answer the CLOSE when the process ends.
 STOP_TIMEOUT_S: Final = 1.0
@@ -41,13 +45,20 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
 
 
 async def serve_until_signal(
-    settings: Settings, tell: Observers, *, started: Callable[[str], str] | None = None, hangup_ends: bool = False
+    settings: Settings,
+    tell: Observers,
+    *,
+    source: Source | None = None,
+    loaded: Loaded | None = None,
+    started: Callable[[str], str] | None = None,
+    hangup_ends: bool = False,
 ) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code.
 
     Args:
         settings: the generation.
         tell: observers; metrics are added.
+        source, loaded: where the settings come from, so that they can be read again; ``None``: they cannot.
         started: URL → what to print once connections are accepted, instead of one line.
         hangup_ends: SIGHUP ends it as well, for what belongs to a terminal.
     """
@@ -55,13 +66,17 @@ async def serve_until_signal(
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if hasattr(signal, "SIGHUP"):
-        # A terminal that closes, or an operator who expects a reload, must not end every call.
-        loop.add_signal_handler(signal.SIGHUP, *((stop.set,) if hangup_ends else (hangup, tell)))
     loop.set_exception_handler(lambda _, context: loop_error(tell, context))
 
     engine, metrics = assemble(settings, tell)
     server = Server(engine, render_metrics=metrics.render)
+    reloader = None
+    if source is not None and loaded is not None:
+        reloader = Reloader(source, loaded, apply=InForce(engine, server), tell=tell)
+    if hasattr(signal, "SIGHUP"):
+        # A terminal that closes must not end every call.
+        hung_up = partial(hangup, tell) if reloader is None else partial(reloader.request, "signal")
+        loop.add_signal_handler(signal.SIGHUP, stop.set if hangup_ends else hung_up)
     lag = LoopLag(metrics.loop_lag)
     lag.start()
     try:
@@ -76,13 +91,31 @@ async def serve_until_signal(
         say(f"realtime-router listening on {url}" if started is None else started(url))
         operations = None if settings.server.ops_listen is None else server.addresses[-1]
         tell(Notice(level="info", event="listening", facts=facts_of(settings, url, operations)))
+        if reloader is not None:
+            reloader.start()
         await stop.wait()
         tell(Notice(level="info", event="stopping", facts={"sessions": engine.sessions}))
         await server.stop(timeout_s=STOP_TIMEOUT_S)
         tell(Notice(level="info", event="stopped"))
     finally:
         lag.stop()
+        if reloader is not None:
+            await reloader.close()
     return 0
+
+
+class InForce:
+    """Puts a generation in force in one process, by ``reload.Apply``."""
+
+    def __init__(self, engine: Engine, server: Server) -> None:
+        self._engine = engine
+        self._server = server
+
+    def __call__(self, settings: Settings, *, generation: int) -> Change:
+        """Do so in one step; what can fail comes first."""
+        change = self._engine.apply(settings, generation=generation)
+        self._server.configure(settings.server)
+        return change
 
 
 def assemble(
@@ -98,7 +131,7 @@ def assemble(
     metrics = Metrics(CollectorRegistry(), known_types=KNOWN_TYPES)
     tell.add(metrics)
     engine = Engine(settings, tell=tell, exchange=exchange, member=member)
-    metrics.watch(lambda: engine.pool.deployments)
+    metrics.watch(lambda: engine.pool.every)
     metrics.watch_fleet(engine.fleet)
     metrics.config_loaded(engine.generation, epoch_s=time.time())
     return engine, metrics
@@ -177,7 +210,7 @@ def url_of(address: tuple[str, int]) -> str:
 
 def hangup(tell: Observers) -> None:
     """Say that SIGHUP does nothing."""
-    tell(Notice(level="warning", event="SIGHUP ignored", facts={"reason": "this version reads its configuration at start only"}))
+    tell(Notice(level="warning", event="SIGHUP ignored", facts={"reason": "the configuration does not come from a file"}))
 
 
 def loop_error(tell: Observers, context: dict[str, Any]) -> None:

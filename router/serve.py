@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from router import logs
 from router.config import Loaded
 from router.events import Notice, Observers
 from router.process import drop_unread, open_missing_streams, run, serve_until_signal
+from router.reload import Source
 
 
-def serve(loaded: Loaded) -> int:
-    """Serve until a signal ends it. Returns the exit code."""
+def serve(loaded: Loaded, source: Source) -> int:
+    """Serve until a signal ends it. Returns the exit code.
+
+    Args:
+        loaded: the configuration.
+        source: where it comes from, to be read again.
+    """
     open_missing_streams()
     server = loaded.settings.server
     logs.register_secrets(logs.secrets_of(loaded.settings))
@@ -26,7 +33,7 @@ def serve(loaded: Loaded) -> int:
 
         code = Parent(loaded.settings, tell).run()
     else:
-        code = run(lambda: serve_until_signal(loaded.settings, tell))
+        code = run(partial(serve_until_signal, loaded.settings, tell, source=source, loaded=loaded))
     observer.flush()
     drop_unread(sys.stderr)
     return code

@@ -50,10 +50,12 @@ class Loaded:
     Attributes:
         settings: one generation.
         warnings: what has not the effect its author may expect, in the file's order.
+        files: absolute names of the files whose content is part of it (``file:PATH``), the configuration's own excepted.
     """
 
     settings: Settings
     warnings: tuple[Problem, ...]
+    files: tuple[str, ...] = ()
 
 
 def load(
@@ -128,7 +130,7 @@ def _load(text: str, *, file: str, environ: Mapping[str, str], folder: str, host
     ignored = Ignored(report)
     data = _top_level(document, ignored, report)
     own = _own_variables(data.get("environment_variables"), report)
-    env = Environment(environ, own, hidden=report.hidden)
+    env = Environment(environ, own, hidden=report.hidden, folder=folder)
 
     def section(model: Any, name: str, path: Path, raw: object) -> Any:
         return check_section(model, raw, section=name, path=path, env=env, ignored=ignored, report=report)
@@ -160,7 +162,7 @@ def _load(text: str, *, file: str, environ: Mapping[str, str], folder: str, host
         hidden_aliases=aliases.hidden,
         fleet=fleet,
     )
-    return Loaded(settings=settings, warnings=report.told(report.warnings))
+    return Loaded(settings=settings, warnings=report.told(report.warnings), files=tuple(sorted(env.files)))
 
 
 def _top_level(document: Document, ignored: Ignored, report: Report) -> dict[str, object]:
@@ -351,7 +353,7 @@ def _check_keyless(server: ServerSettings, path: Path, report: Report, *, host: 
     hint = f"set {path[0]}.master_key (for example os.environ/MASTER_KEY) or {path[0]}.keys, or listen on 127.0.0.1"
     expected = "a key, because other hosts can reach that address"
     for key, listen in (("listen", server.listen), ("ops_listen", server.ops_listen)):
-        if listen is None or _is_loopback(listen.host):
+        if listen is None or is_loopback(listen.host):
             continue
         found = f"the address {quoted(listen.host)} without any key"
         if key == "listen" and host is not None:
@@ -362,7 +364,8 @@ def _check_keyless(server: ServerSettings, path: Path, report: Report, *, host: 
             report.error((*path, key), found, expected, hint)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this host alone."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:

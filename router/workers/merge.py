@@ -51,6 +51,7 @@ GAUGES: Final[Mapping[str, Rule]] = {
     f"{_PREFIX}deployment_ejected_seconds": "max",
     f"{_PREFIX}build_info": "max",
     f"{_PREFIX}config_generation": "max",
+    f"{_PREFIX}config_restart_needed": "max",
     f"{_PREFIX}config_last_reload_success_timestamp_seconds": "max",
     # One that refused the last configuration is one too many.
     f"{_PREFIX}config_last_reload_successful": "min",

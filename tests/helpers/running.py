@@ -163,7 +163,7 @@ class RunningRouter:
         tell.add(self.metrics)
         tell.add(self._take if record else self._take_faults)
         self.engine = Engine(loaded.settings, tell=tell, environ=environ, rng=random.Random(seed))
-        self.metrics.watch(lambda: self.engine.pool.deployments)
+        self.metrics.watch(lambda: self.engine.pool.every)
         self.server = Server(self.engine, render_metrics=self.metrics.render)
 
     def _take_faults(self, event: Event) -> None:

@@ -1,0 +1,230 @@
+"""Hot reload: SIGHUP, a change of the file, or the admin API has the configuration read again while sessions run.
+
+The file is read and checked in a thread; what comes of it is put in force in one step on the event loop, or not at all. Sessions
+that run keep what they began with. Nothing that fails here ends anything: the generation in force stays, and the log, the metrics
+and ``describe`` say why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from router import logs, watch
+from router.config import Loaded, load
+from router.config.loader import is_loopback
+from router.config.settings import Settings
+from router.errors import ConfigError, Problem
+from router.events import Notice, Observers, Reloaded
+from router.generations import History, effective, exposed
+from router.pool import Change
+from router.tasks import Tasks
+
+# While a file is read, the thread that does it gives way to the event loop this often; Python's default of 5 ms would be heard.
+_SWITCH_S: Final = 0.0005
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a configuration comes from, to be read again in the same way.
+
+    Attributes:
+        path: the file.
+        seen: what the file held before it was read for the first time, so that no later change is missed.
+        host, port: of the command line; they win over the file's.
+    """
+
+    path: str
+    seen: watch.Marks
+    host: str | None = None
+    port: int | None = None
+
+    @classmethod
+    def of(cls, path: str, *, host: str | None = None, port: int | None = None) -> Source:
+        """Return the source of a configuration that is about to be read."""
+        return cls(path=path, seen=watch.marks_of([os.path.abspath(path)]), host=host, port=port)
+
+    def files(self, loaded: Loaded) -> tuple[str, ...]:
+        """Return the absolute names of the files that the configuration was read from."""
+        return (os.path.abspath(self.path), *loaded.files)
+
+    def load(self) -> Loaded:
+        """Read and check the file once more.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
+        with contextlib.suppress(OSError):
+            if stat.S_ISFIFO(os.stat(self.path).st_mode):
+                # The shell's <(command): nobody writes into it any more, and a read would wait for ever.
+                found = "a pipe, which can be read once"
+                raise ConfigError([Problem(file=self.path, line=None, path="(file)", found=found, expected="a file")])
+        return load(self.path, host=self.host, port=self.port)
+
+
+class Apply(Protocol):
+    """Puts a generation in force."""
+
+    def __call__(self, settings: Settings, *, generation: int) -> Change:
+        """Do so in one step.
+
+        Raises:
+            Exception: it cannot; nothing has changed then.
+        """
+
+
+def history_of(loaded: Loaded, source: Source | None) -> History:
+    """Return the history of a process that starts with a configuration."""
+    watching = source is not None and loaded.settings.server.watch
+    name = None if source is None else source.path
+    return History(file=name, loaded_at=time.time(), watching=watching, warnings=loaded.warnings)
+
+
+class Reloader:
+    """Reads the configuration again, one time after the other. Belongs to one event loop.
+
+    Args:
+        source: of the configuration.
+        loaded: what is in force.
+        apply: puts a generation in force in this process.
+        tell: observers.
+    """
+
+    def __init__(self, source: Source, loaded: Loaded, *, apply: Apply, tell: Observers) -> None:
+        self._source = source
+        self._settings = loaded.settings
+        self._apply = apply
+        self._tell = tell
+        self._history = history_of(loaded, source)
+        self._files = source.files(loaded)
+        # What the files held when they were read last, by whatever trigger.
+        self._seen: watch.Marks = {**watch.marks_of(loaded.files), **source.seen}
+        self._reading = asyncio.Lock()
+        self._tasks = Tasks(on_error=self._failed)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what is known of the generations, as the admin API shows it."""
+        return self._history.describe()
+
+    def start(self) -> None:
+        """Begin to watch the file, if it is to be."""
+        self._tasks.spawn(self._watch(), name="watch the configuration")
+
+    def request(self, trigger: str) -> None:
+        """Have the configuration read again soon; for signals."""
+        self._tasks.spawn(self._reload(trigger), name="reload")
+
+    async def reload(self, trigger: str) -> Mapping[str, Any]:
+        """Read the configuration again and put it in force, if it can be. Returns what ``describe`` says then."""
+        # Whoever asks may leave; what has begun is brought to its end.
+        await asyncio.shield(self._tasks.spawn(self._reload(trigger), name="reload"))
+        return self.describe()
+
+    async def close(self) -> None:
+        """Read no more."""
+        await self._tasks.close(timeout_s=1.0)
+
+    async def _watch(self) -> None:
+        async with contextlib.aclosing(watch.changes(lambda: self._files, on_blind=self._blind)) as changes:
+            async for _ in changes:
+                # It may be switched off by a generation, and on again by the next one, which a signal has to bring.
+                if not self._settings.server.watch or await self._unchanged():
+                    continue
+                await watch.settled(self._files)
+                if not await self._unchanged():
+                    await self._reload("file")
+
+    async def _unchanged(self) -> bool:
+        return await asyncio.to_thread(watch.marks_of, self._files) == self._seen
+
+    async def _reload(self, trigger: str) -> None:
+        async with self._reading:
+            # Taken before the file is read: what is written meanwhile is seen as another change.
+            seen = await asyncio.to_thread(watch.marks_of, self._files)
+            with _giving_way():
+                try:
+                    loaded = await asyncio.to_thread(self._source.load)
+                except ConfigError as error:
+                    self._seen = seen
+                    self._refused(trigger, error.problems, error.warnings)
+                    return
+                except Exception as error:
+                    self._seen = seen
+                    self._refused(trigger, (self._unexpected(error),), ())
+                    raise
+            self._files = self._source.files(loaded)
+            self._seen = seen if seen.keys() == set(self._files) else await asyncio.to_thread(watch.marks_of, self._files)
+            self._put_in_force(trigger, loaded)
+
+    def _put_in_force(self, trigger: str, loaded: Loaded) -> None:
+        wanted = effective(self._settings, loaded.settings)
+        settings = wanted.settings
+        if problems := exposed(settings, is_loopback=is_loopback, file=self._source.path):
+            self._refused(trigger, problems, loaded.warnings)
+            return
+        # Before anything can be said of the new keys.
+        logs.register_secrets(logs.secrets_of(settings))
+        generation = self._history.generation + 1
+        try:
+            change = self._apply(settings, generation=generation)
+        except Exception as error:
+            self._refused(trigger, (self._unexpected(error),), loaded.warnings)
+            return
+        if settings.server.log_level != self._settings.server.log_level:
+            logs.set_level(settings.server.log_level)
+        self._settings = settings
+        now = time.time()
+        history = self._history
+        history.generation, history.loaded_at, history.restart_needed = generation, now, wanted.restart_needed
+        history.watching = settings.server.watch
+        history.at, history.trigger, history.errors, history.warnings = now, trigger, (), loaded.warnings
+        self._tell(
+            Reloaded(
+                trigger=trigger,
+                generation=generation,
+                at=now,
+                warnings=loaded.warnings,
+                restart_needed=wanted.restart_needed,
+                added=change.added,
+                changed=change.changed,
+                removed=change.removed,
+            )
+        )
+
+    def _refused(self, trigger: str, errors: tuple[Problem, ...], warnings: tuple[Problem, ...]) -> None:
+        history = self._history
+        history.at, history.trigger, history.errors, history.warnings = time.time(), trigger, errors, warnings
+        self._tell(
+            Reloaded(trigger=trigger, generation=history.generation, at=history.at, errors=errors, warnings=warnings)
+        )
+
+    def _unexpected(self, error: Exception) -> Problem:
+        found = f"what cannot be put in force ({type(error).__name__})"
+        return Problem(file=self._source.path, line=None, path="", found=found, expected="a configuration that can")
+
+    def _blind(self, error: OSError) -> None:
+        facts = {"error": error, "instead": "the file is looked at now and then"}
+        self._tell(Notice(level="warning", event="configuration not watched", facts=facts))
+
+    def _failed(self, name: str, error: Exception) -> None:
+        self._tell(Notice(level="error", event="task failed", facts={"task": name, "error": error}))
+
+
+@contextlib.contextmanager
+def _giving_way() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+__all__ = ["Reloader", "Source", "history_of"]
