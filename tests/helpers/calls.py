@@ -149,7 +149,8 @@ async def calls(
 
 async def _hold(call: Call, ws: ClientConnection, frame_s: float, voice: bytes, may_end: bool) -> None:
     said: deque[str] = deque()
-    listening = asyncio.create_task(_listen(call, ws, said))
+    silence = asyncio.Event()  # all that was said has come back
+    listening = asyncio.create_task(_listen(call, ws, said, silence))
     loop = asyncio.get_running_loop()
     size = int(BYTES_PER_S * frame_s)
     number = 0
@@ -166,7 +167,8 @@ async def _hold(call: Call, ws: ClientConnection, frame_s: float, voice: bytes, 
         async with asyncio.timeout(PATIENCE_S):
             # What it has said comes back before it hangs up, unless the other side did.
             while said and not listening.done():
-                await asyncio.sleep(frame_s / 10)
+                silence.clear()
+                await asyncio.wait([listening, asyncio.ensure_future(silence.wait())], return_when=asyncio.FIRST_COMPLETED)
             await ws.close()
             await listening
     except ConnectionClosed:
@@ -174,12 +176,13 @@ async def _hold(call: Call, ws: ClientConnection, frame_s: float, voice: bytes, 
     except TimeoutError:
         call.fault = call.fault or f"{len(said)} frames never came back"
     finally:
+        silence.set()
         listening.cancel()
         if call.code is not None and not may_end:
             call.fault = call.fault or f"ended by the other side with {call.code} after {call.heard} frames"
 
 
-async def _listen(call: Call, ws: ClientConnection, said: deque[str]) -> None:
+async def _listen(call: Call, ws: ClientConnection, said: deque[str], silence: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     last: float | None = None
     try:
@@ -191,6 +194,8 @@ async def _listen(call: Call, ws: ClientConnection, said: deque[str]) -> None:
             if said and message == said[0]:
                 said.popleft()
                 call.heard += 1
+                if not said:
+                    silence.set()
                 continue
             kind = str(json.loads(message).get("type"))
             if kind == "error" or not said:

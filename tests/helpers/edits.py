@@ -52,8 +52,8 @@ class Outcome:
         """For people."""
         followed = sorted(self.followed_s)
         return (
-            f"{self.valid} valid and {self.broken} broken edits; {self.heard} frames heard; gap {self.gap_s * 1000:.0f} ms through "
-            f"the router, {self.control_gap_s * 1000:.0f} ms without; followed after {statistics.median(followed):.2f} s "
+            f"{self.valid} valid and {self.broken} broken edits; {self.heard} frames heard; gap {self.gap_s * 1000:.0f} ms "
+            f"through the router, {self.control_gap_s * 1000:.0f} ms without; followed after {statistics.median(followed):.2f} s "
             f"(median), {followed[-1]:.2f} s (most)"
         )
 
@@ -64,17 +64,13 @@ def config_text(bases: list[str], number: int, rng: random.Random, *, general: d
     An alias of the edit's number tells which configuration is in force.
     """
     count = 1 + rng.randrange(4)
-    entries = [
-        deployment_of(
-            bases[index % len(bases)],
-            id=f"echo{index}",
-            provider="openai_compatible",
-            ready="handshake",
-            weight=1 + rng.randrange(9),
-            **({"max_sessions": 500 + number} if rng.random() < 0.3 else {}),
-        )
-        for index in range(count)
-    ]
+    entries = []
+    for index in range(count):
+        params: dict[str, Any] = {"ready": "handshake", "weight": 1 + rng.randrange(9)}
+        if rng.random() < 0.3:
+            params["max_sessions"] = 500 + number
+        base = bases[index % len(bases)]
+        entries.append(deployment_of(base, id=f"echo{index}", provider="openai_compatible", **params))
     return json.dumps(
         {
             "model_list": entries,
@@ -96,7 +92,10 @@ async def under_load(
         path.write_text(config_text(bases, 0, random.Random(0), general=general), encoding="utf-8")
         async with router_process(path) as router:
             direct = f"ws{first.removeprefix('http')}/realtime?model=x"
-            async with calls(direct, _CONTROLS, may_end=True) as control, calls(router.url(MODEL), sessions, may_end=True) as through:
+            async with (
+                calls(direct, _CONTROLS, may_end=True) as control,
+                calls(router.url(MODEL), sessions, may_end=True) as through,
+            ):
                 yield router, through, control, bases, path
 
 

@@ -86,12 +86,13 @@ def test_what_is_removed_drains() -> None:
     deployment = world.deployment
     lease = deployment.lease()
     assert apply(world, entry("b")) == Change(removed=("a",))
-    assert (deployment.removed, deployment.obstacle(), deployment.state, deployment.eligible()) == (True, "draining", "draining", False)
-    assert world.pool.leaving == (deployment,) and deployment in world.pool.every
+    assert (deployment.removed, deployment.obstacle(), deployment.state) == (True, "draining", "draining")
+    assert not deployment.eligible() and list(world.pool.leaving) == [deployment] and deployment in world.pool.every
     assert deployment not in world.pool.deployments
-    assert world.pool.forget_left() == ()
+    assert not world.pool.forget_left()
     lease.release()
-    assert world.pool.forget_left() == (deployment,) and world.pool.leaving == ()
+    assert world.pool.forget_left() == (deployment,)
+    assert not world.pool.leaving
 
 
 def test_one_that_returns_goes_on_where_it_was() -> None:

@@ -71,7 +71,8 @@ def test_special_files_do_not_block(tmp_path: Path) -> None:
     """A pipe without a writer, a folder, and no name at all."""
     (tmp_path / "secrets").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    for name, found in (("pipe", "no regular file"), ("secrets", "cannot be read|no regular file"), ("", "without a file's name")):
+    wrong = {"pipe": "no regular file", "secrets": "cannot be read|no regular file", "": "without a file's name"}
+    for name, found in wrong.items():
         with pytest.raises(ConfigError, match=found):
             loaded(config(tmp_path, key=f"file:{name}"))
 
