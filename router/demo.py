@@ -49,7 +49,7 @@ async def _demo(host: str, port: int) -> int:
             )
         text = f"model_list:{''.join(entries)}\ngeneral_settings: {{expose_routing: true}}\n"
         try:
-            loaded = load_text(text, file="demo", environ={}, host=host, port=port)
+            loaded = load_text(text, path="demo", environ={}, host=host, port=port)
         except ConfigError as error:
             print(error, file=sys.stderr)
             return 2

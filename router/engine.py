@@ -32,8 +32,9 @@ from router.events import (
 from router.fleet.beat import Fleet
 from router.fleet.exchange import Exchange
 from router.fleet.picture import Picture
+from router.generations import Change, change_of
 from router.health import Prober
-from router.pool import Change, Deployment, Group, Pool
+from router.pool import Deployment, Group, Pool
 from router.providers import ErrorKind, error_kind
 from router.providers.base import Forward
 from router.relay.contract import SessionEnd, error_event
@@ -222,7 +223,8 @@ class Engine:
             Exception: a strategy cannot be made; the generation in force stays.
         """
         group_of = {deployment.id: deployment.settings.group for deployment in self.pool.deployments}
-        change = self.pool.apply(settings)
+        change = change_of(self.settings, settings)
+        self.pool.apply(settings)
         self.settings = settings
         self.generation = generation
         server = settings.server

@@ -26,9 +26,9 @@ from router.engine import Engine
 from router.eventloop import new_event_loop
 from router.events import Notice, Observers
 from router.fleet.exchange import Exchange
+from router.generations import Change
 from router.lag import LoopLag
 from router.metrics import Metrics
-from router.pool import Change
 from router.relay.fastpath import accelerated
 from router.reload import Reloader, Source
 

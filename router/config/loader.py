@@ -72,25 +72,32 @@ def load(
     Raises:
         ConfigError: the file cannot be used; with all its problems.
     """
+    return load_text(read_text(path), path=path, environ=environ, host=host, port=port)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a configuration file, without a look at what it says.
+
+    Raises:
+        ConfigError: it cannot be read, or is no text.
+    """
     name = os.fspath(path)
-    text = decode(_read(name), file=printable(name, 200))
-    folder = os.path.dirname(os.path.abspath(name))
-    return _load(text, file=printable(name, 200), environ=environ, folder=folder, host=host, port=port)
+    return decode(_read(name), file=printable(name, 200))
 
 
 def load_text(
     text: str,
     *,
-    file: str = "<string>",
+    path: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] = os.environ,
     host: str | None = None,
     port: int | None = None,
 ) -> Loaded:
-    """Check a configuration that is in memory, as ``load`` does. Relative file names start from the working directory.
+    """Check a configuration that is in memory, as ``load`` does.
 
     Args:
         text: the YAML.
-        file: a name for the problems.
+        path: the file that it is from; ``None``: none, and relative file names start from the working directory.
         environ: as for ``load``.
         host: as for ``load``.
         port: as for ``load``.
@@ -98,7 +105,9 @@ def load_text(
     Raises:
         ConfigError: it cannot be used; with all its problems.
     """
-    return _load(text, file=file, environ=environ, folder=os.getcwd(), host=host, port=port)
+    file = "<string>" if path is None else printable(os.fspath(path), 200)
+    folder = os.getcwd() if path is None else os.path.dirname(os.path.abspath(os.fspath(path)))
+    return _load(text, file=file, environ=environ, folder=folder, host=host, port=port)
 
 
 def _read(name: str) -> bytes:

@@ -30,6 +30,7 @@ PURE_CORE = (
     "router.fleet.board",
     "router.fleet.exchange",
     "router.fleet.picture",
+    "router.generations",
     "router.handshake",
     "router.limits",
     "router.load",
