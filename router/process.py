@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from prometheus_client import CollectorRegistry
 
@@ -27,6 +27,9 @@ from router.fleet.exchange import Exchange
 from router.lag import LoopLag
 from router.metrics import Metrics
 from router.relay.fastpath import accelerated
+
+if TYPE_CHECKING:
+    from router.tracing import Tracing
 
 # How long running sessions get to answer the CLOSE when the process ends.
 STOP_TIMEOUT_S: Final = 1.0
@@ -60,6 +63,7 @@ async def serve_until_signal(
         loop.add_signal_handler(signal.SIGHUP, *((stop.set,) if hangup_ends else (hangup, tell)))
     loop.set_exception_handler(lambda _, context: loop_error(tell, context))
 
+    tracing = trace(settings, tell)
     engine, metrics = assemble(settings, tell)
     server = Server(engine, render_metrics=metrics.render)
     lag = LoopLag(metrics.loop_lag)
@@ -79,10 +83,36 @@ async def serve_until_signal(
         await stop.wait()
         tell(Notice(level="info", event="stopping", facts={"sessions": engine.sessions}))
         await server.stop(timeout_s=STOP_TIMEOUT_S)
+        if tracing is not None:
+            await tracing.close()
         tell(Notice(level="info", event="stopped"))
     finally:
         lag.stop()
     return 0
+
+
+def trace(settings: Settings, tell: Observers, *, worker: int | None = None) -> Tracing | None:
+    """Begin to make spans, where the configuration asks for it; inside the event loop of the process that serves.
+
+    Args:
+        settings: the generation.
+        tell: observers; the one that makes spans is added.
+        worker: number of this process among several.
+
+    Returns:
+        What to close when the last session has ended; ``None``: there is nothing to close.
+    """
+    if not settings.server.tracing:
+        return None
+    try:
+        # OpenTelemetry is an extra, and a quarter of a second: imported only where it is wanted.
+        from router.tracing import Tracing
+
+        return Tracing.start(tell, worker=worker)
+    except Exception as error:  # OpenTelemetry's, about what is written in one of its variables; some it reads when imported
+        facts = {"reason": str(error), "meanwhile": "sessions are served without spans"}
+        tell(Notice(level="error", event="tracing not started", facts=facts))
+        return None
 
 
 def assemble(
