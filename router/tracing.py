@@ -56,6 +56,7 @@ REFUSALS_PER_S: Final = 20
 # Sessions that ended before a dial that had lost its race; such a dial takes a few seconds.
 _MOST_LATE: Final = 1024
 _MAX_CHARS: Final = 256
+_SECRET_CHARS: Final = 8
 _MOST_INT: Final = 2**63 - 1
 
 # The names that the conventions for generative AI give to providers; what they do not know keeps the router's name for it.
@@ -90,14 +91,21 @@ class SpanObserver:
 
     Args:
         tracer: makes and samples them.
+        joins: go on with the traces that clients name.
         clock: monotonic seconds.
         wall_ns: nanoseconds since the epoch.
     """
 
     def __init__(
-        self, tracer: Tracer, *, clock: Callable[[], float] = time.monotonic, wall_ns: Callable[[], int] = time.time_ns
+        self,
+        tracer: Tracer,
+        *,
+        joins: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._tracer = tracer
+        self._joins = joins
         self._clock = clock
         self._wall_ns = wall_ns
         self._propagator = TraceContextTextMapPropagator()
@@ -244,7 +252,7 @@ class SpanObserver:
 
     def _parent(self, trace: Mapping[str, str] | None) -> Context:
         """The client's span, if it named one; never whatever happens to be the current one here."""
-        if trace is None:
+        if trace is None or not self._joins:
             return Context()
         state = trace.get("tracestate", "")
         if shown(state) != state:
@@ -357,14 +365,14 @@ def _present(attributes: Mapping[str, Attribute | None]) -> dict[str, Attribute]
 class Tracing:
     """Spans on their way out of this process, from ``start`` to ``close``."""
 
-    def __init__(self, tell: events.Observers, *, worker: int | None = None) -> None:
+    def __init__(self, tell: events.Observers, *, joins: bool = True, worker: int | None = None) -> None:
         self._tell = tell
         self._trouble = _Trouble(tell, asyncio.get_running_loop())
         try:
             self._provider = TracerProvider(resource=_resource(worker), shutdown_on_exit=False)
             # Starts a thread, which is why the parent of several workers has none of this.
             self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-            self._observer = SpanObserver(self._provider.get_tracer("router", __version__))
+            self._observer = SpanObserver(self._provider.get_tracer("router", __version__), joins=joins)
         except BaseException:
             self._trouble.close()
             raise
@@ -394,7 +402,7 @@ class Tracing:
         if off:
             tell(events.Notice(level="info", event="tracing is off", facts={"reason": off}))
             return None
-        tracing = cls(tell, worker=worker)
+        tracing = cls(tell, joins=_joins(environ), worker=worker)
         tell.add(tracing._observer)
         return tracing
 
@@ -417,9 +425,10 @@ class Tracing:
             async with asyncio.timeout(FLUSH_S):
                 await sent.wait()
         except TimeoutError:
+            # What the thread says from now on nobody hears, and the process ends without it.
             facts = {"reason": f"the collector took nothing for {FLUSH_S:g} s"}
             self._tell(events.Notice(level="warning", event="last spans not sent", facts=facts))
-        finally:
+        else:
             self._trouble.close()
 
 
@@ -445,6 +454,12 @@ def _switched_off(environ: Mapping[str, str]) -> str:
     return ""
 
 
+def _joins(environ: Mapping[str, str]) -> bool:
+    """Whether the traces of clients are gone on with: not where the variable names other propagators, or ``none``."""
+    names = environ.get("OTEL_PROPAGATORS", "").strip().lower()
+    return not names or "tracecontext" in (name.strip() for name in names.split(","))
+
+
 def _unsupported(environ: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Variables that ask for what is not there; the SDK does not look at them."""
     exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
@@ -465,8 +480,10 @@ def _secrets_of(environ: Mapping[str, str]) -> Iterator[str]:
     for name in ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"):
         for pair in environ.get(name, "").split(","):
             value = pair.partition("=")[2].strip() or pair.strip()
-            yield value
-            yield unquote(value)
+            # Shorter ones are a tenant's name or a flag, which would be taken out of every line.
+            if len(value) >= _SECRET_CHARS:
+                yield value
+                yield unquote(value)
     for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
         with contextlib.suppress(ValueError):
             password = urlsplit(environ.get(name, "")).password

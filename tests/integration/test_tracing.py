@@ -19,7 +19,8 @@ from websockets.exceptions import InvalidStatus
 
 from router.simulator.pytest_plugin import SimulatorFactory
 from tests.helpers.collector import Collector, collector
-from tests.helpers.processes import PATIENCE_S, RouterProcess, router_process, run, written
+from tests.helpers.processes import PATIENCE_S, RouterProcess, environment, router_process, run, written
+from tests.helpers.processes import ROOT as SOURCE
 from tests.helpers.running import MODEL, UPSTREAM_KEY, closed_port, config_of, next_type, run_turn
 
 TRACED = {"tracing": True}
@@ -50,6 +51,16 @@ async def a_session(router: RouterProcess, *, turn: bool = False, **headers: str
         return id_of(ws)
 
 
+def children_of(pid: int) -> list[int]:
+    """A process's children."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def maps_of(pid: int) -> str:
+    """Which libraries a process has loaded."""
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
 def id_of(ws: ClientConnection) -> str:
     """The session's id."""
     assert ws.response is not None
@@ -68,7 +79,7 @@ async def test_a_session_is_one_trace(simulator: SimulatorFactory, traces: Colle
         await traces.until_true(lambda: len(traces.children(root)) == 3)
         assert await router.end(signal.SIGTERM) == 0
     assert (root.kind, root.parent, root.error) == ("SERVER", "", False)
-    assert root["session"] == root["x"] if "x" in root.attributes else root["session"] == session
+    assert root["session"] == session
     assert (root["http.response.status_code"], root["network.protocol.name"]) == (101, "websocket")
     assert (root["group"], root["gen_ai.request.model"], root["deployment"]) == (MODEL, MODEL, "good")
     assert (root["gen_ai.provider.name"], root["gen_ai.response.model"]) == ("openai", "upstream-model")
@@ -163,14 +174,24 @@ async def test_the_sampler_is_the_environments(simulator: SimulatorFactory, trac
     assert traces.spans == []
 
 
+async def test_clients_traces_can_be_left_alone(simulator: SimulatorFactory, traces: Collector, tmp_path: Path) -> None:
+    """Without the propagator a session is a trace of its own, whatever its client says."""
+    config = written(tmp_path, config_of(await simulator(name="good"), general=TRACED))
+    async with router_process(config, environ=traces.environ(OTEL_PROPAGATORS="none")) as router:
+        await a_session(router, traceparent=f"00-{TRACE}-{PARENT}-00")
+        root = await traces.until(ROOT)
+    assert root.parent == "" and root.trace != TRACE
+
+
 async def test_no_trace_goes_upstream(simulator: SimulatorFactory, traces: Collector, tmp_path: Path) -> None:
     """A provider gets neither the client's trace nor the router's."""
     upstream = await simulator(name="good")
     config = written(tmp_path, config_of(upstream, general=TRACED))
     async with router_process(config, environ=traces.environ()) as router:
         await a_session(router, traceparent=SAMPLED, tracestate="vendor=value")
-    (handshake,) = upstream.handshakes
-    assert {"traceparent", "tracestate"} & {name.lower() for name in handshake.headers} == set()
+    (request,) = upstream.stats.requests
+    sent = {name.lower() for name in request.headers}
+    assert "authorization" in sent and not {"traceparent", "tracestate"} & sent
 
 
 async def test_a_refusal_is_a_span(simulator: SimulatorFactory, traces: Collector, tmp_path: Path) -> None:
@@ -215,14 +236,15 @@ async def test_every_worker_sends_its_own(simulator: SimulatorFactory, traces: C
     # Nothing is sent before the end, unless a batch is full.
     async with router_process(config, environ=traces.environ(OTEL_BSP_SCHEDULE_DELAY="3600000")) as router:
         sessions = {await a_session(router) for _ in range(24)}
-        maps = Path(f"/proc/{router.pid}/maps").read_text()
+        parent, *served = (maps_of(pid) for pid in (router.pid, *children_of(router.pid)))
         threads = os.listdir(f"/proc/{router.pid}/task")
         assert await router.end(signal.SIGTERM) == 0
     assert {root["session"] for root in traces.named(ROOT)} == sessions
     assert {root.resource["realtime_router.worker"] for root in traces.named(ROOT)} == {0, 1}
     assert len({root.resource["service.instance.id"] for root in traces.named(ROOT)}) == 2
     # protobuf's is a library of its own, and would be mapped.
-    assert "google/_upb" not in maps and len(threads) == 1
+    assert "google/_upb" not in parent and len(threads) == 1
+    assert len(served) == 2 and all("google/_upb" in maps for maps in served)
 
 
 async def test_a_collector_that_hangs_does_not_delay_the_end(
@@ -306,7 +328,7 @@ async def test_off_loads_nothing(simulator: SimulatorFactory, tmp_path: Path) ->
     """A router that does not trace has neither imported OpenTelemetry nor looked for it."""
     config = written(tmp_path, config_of(await simulator(name="good")))
     script = (
-        "import sys, threading, atexit, runpy\n"
+        "import atexit, runpy, sys\n"
         "atexit.register(lambda: print([m for m in sys.modules if 'opentelemetry' in m or m == 'router.tracing']))\n"
         f"sys.argv = ['realtime-router', '--config', {str(config)!r}, '--port', '0']\n"
         "runpy.run_module('router', run_name='__main__')\n"
@@ -316,7 +338,7 @@ async def test_off_loads_nothing(simulator: SimulatorFactory, tmp_path: Path) ->
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         starter,
-        env={**os.environ},
+        env=environment(),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         stdin=asyncio.subprocess.DEVNULL,
@@ -331,14 +353,15 @@ async def test_off_loads_nothing(simulator: SimulatorFactory, tmp_path: Path) ->
     assert router.out.decode().splitlines()[-1] == "[]"
 
 
-async def test_the_extra_is_asked_for_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", ["opentelemetry.py", "opentelemetry/__init__.py"])
+async def test_the_extra_is_asked_for_by_name(left: str, tmp_path: Path) -> None:
     """Without the extra the key is an error of the configuration that says what to install."""
     config = written(tmp_path, {"model_list": [], "general_settings": TRACED})
+    # It hides the real one: there is nothing in it.
     blocked = tmp_path / "blocked"
-    (blocked / "opentelemetry" / "sdk").mkdir(parents=True)
-    (blocked / "opentelemetry" / "__init__.py").touch()
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    code, _, err = await run("check", config, environ={"PYTHONPATH": f"{blocked}{os.pathsep}{root}"})
+    (blocked / left).parent.mkdir(parents=True)
+    (blocked / left).touch()
+    code, _, err = await run("check", config, environ={"PYTHONPATH": f"{blocked}{os.pathsep}{SOURCE}"})
     assert code == 2
     assert "general_settings.tracing" in err and "pip install 'realtime-router[otel]'" in err
 
