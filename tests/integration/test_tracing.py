@@ -183,15 +183,20 @@ async def test_clients_traces_can_be_left_alone(simulator: SimulatorFactory, tra
     assert root.parent == "" and root.trace != TRACE
 
 
-async def test_no_trace_goes_upstream(simulator: SimulatorFactory, traces: Collector, tmp_path: Path) -> None:
-    """A provider gets neither the client's trace nor the router's."""
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_no_trace_goes_upstream_unless_allowed(
+    allowed: bool, simulator: SimulatorFactory, traces: Collector, tmp_path: Path
+) -> None:
+    """A provider gets neither the client's trace nor the router's; one that is allowed the header gets the client's."""
     upstream = await simulator(name="good")
-    config = written(tmp_path, config_of(upstream, general=TRACED))
+    keys = {"forward_headers": ["traceparent", "tracestate"]} if allowed else {}
+    config = written(tmp_path, config_of(upstream, router=keys, general=TRACED))
     async with router_process(config, environ=traces.environ()) as router:
         await a_session(router, traceparent=SAMPLED, tracestate="vendor=value")
     (request,) = upstream.stats.requests
-    sent = {name.lower() for name in request.headers}
-    assert "authorization" in sent and not {"traceparent", "tracestate"} & sent
+    sent = {name.lower(): value for name, value in request.headers.items()}
+    assert "authorization" in sent
+    assert [sent.get(name) for name in ("traceparent", "tracestate")] == ([SAMPLED, "vendor=value"] if allowed else [None, None])
 
 
 async def test_a_refusal_is_a_span(simulator: SimulatorFactory, traces: Collector, tmp_path: Path) -> None:
