@@ -291,6 +291,8 @@ async def test_a_collector_that_is_away_costs_a_line(
     # The first one is about the variable, told at the start.
     assert "eader" in first["message"] and "export" in second["message"]
     assert len(router.lines("session ended")) == 4
+    # Nor has a library a line of its own.
+    assert [line for line in router.lines() if "logger" in line] == []
     for unwanted in (b"Traceback", b"hunter2", b"hunter3", b"exception"):
         assert unwanted not in router.err
 
