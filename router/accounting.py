@@ -6,9 +6,11 @@ Pure: no asyncio, and the clock is handed in.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from router.events import Turn
 from router.jsontext import parse_object
 from router.relay.contract import Phase, Side
 from router.relay.fastpath import FastPath, HotTable, hot_table
@@ -121,8 +123,21 @@ _HOT_UPSTREAM: Final = hot_table(HOT_UPSTREAM_TYPES, masked=False)
 _HOT_BEFORE_AUDIO: Final = hot_table(HOT_UPSTREAM_TYPES, masked=False, without=_AUDIO_DELTAS)
 # Ids remembered so that nothing is billed twice; two hours of rapid turns have fewer.
 _REMEMBERED_IDS: Final = 8192
+# Answers under way that are timed, for whoever wants to be told of turns; more at a time are no conversation.
+_MOST_OPEN_TURNS: Final = 32
+_STATUSES: Final = frozenset({"completed", "cancelled", "failed", "incomplete"})
 
 Counts = dict[tuple[str, str], tuple[int, int]]
+
+
+class _OpenTurn:
+    """An answer under way."""
+
+    __slots__ = ("began_at", "first_audio_s")
+
+    def __init__(self, began_at: float) -> None:
+        self.began_at = began_at
+        self.first_audio_s: float | None = None  # from the end of speech; only set once there was audio
 
 
 class Accounting:
@@ -135,6 +150,7 @@ class Accounting:
         on_trouble: told of the code and type of an ``error`` event or a failed response.
         on_limits: told of the share of the provider's tightest limit that is used up, 0 to 1, and the seconds until it is whole.
         on_tick: called with monotonic seconds, twice a second.
+        on_turn: told of each answer when it ends; ``None``: nobody wants to know, and nothing is kept for it.
     """
 
     def __init__(
@@ -146,6 +162,7 @@ class Accounting:
         on_trouble: Callable[[str, str], None],
         on_limits: Callable[[float, float], None],
         on_tick: Callable[[float], None],
+        on_turn: Callable[[Turn], None] | None = None,
     ) -> None:
         self.collect = COLLECTED
         self.usage = Usage()
@@ -157,6 +174,10 @@ class Accounting:
         self._on_trouble = on_trouble
         self._on_limits = on_limits
         self._on_tick = on_tick
+        self._on_turn = on_turn
+        # Of the answers under way, the oldest first. Which of them an event belongs to is not looked at: answers of one
+        # conversation follow each other.
+        self._open_turns: deque[_OpenTurn] = deque(maxlen=_MOST_OPEN_TURNS)
         self._open_responses = 0
         # When the user stopped speaking; only set while the answer's first audio is awaited.
         self._speech_ended_at: float | None = None
@@ -178,7 +199,13 @@ class Accounting:
         """The books are closed: let go of those who were told, who refer to it as well."""
         self._on_usage = self._on_first_audio = self._on_tick = _nobody
         self._on_trouble = self._on_limits = _nobody
+        self._on_turn = None
         self._fast = {}
+
+    def end_turns(self) -> None:
+        """The session has ended: so have the answers that were under way."""
+        while self._on_turn is not None and self._open_turns:
+            self._turn_ended(self._on_turn, status="unfinished")
 
     @property
     def phase(self) -> Phase:
@@ -239,6 +266,8 @@ class Accounting:
         self._stop_waiting_for_audio()
         if self.first_audio_s is None:
             self.first_audio_s = seconds
+        if self._open_turns:
+            self._open_turns[-1].first_audio_s = seconds
         self._on_first_audio(seconds)
 
     def _speech_ended(self, payload: bytes | None = None) -> None:
@@ -262,21 +291,50 @@ class Accounting:
     def _response_created(self, payload: bytes | None) -> None:
         self._open_responses += 1
         self._older_answer = False
+        if self._on_turn is not None:
+            began = self._speech_ended_at
+            self._open_turns.append(_OpenTurn(self._clock() if began is None else began))
 
     def _response_done(self, payload: bytes | None) -> None:
         event = _parse(payload)
         response = _object(event, "response")
-        if _remember(self._done_ids, _text(response, "id")):
+        new = _remember(self._done_ids, _text(response, "id"))
+        if new:
             self.turns += 1
             self._open_responses = max(0, self._open_responses - 1)
             self._older_answer = False
         # xAI puts it beside the response (PROTOCOL §4).
         usage = _object(response, "usage") or _object(event, "usage")
-        if usage:
-            self._bill(_text(response, "id"), response_usage(usage))
+        billed = self._bill(_text(response, "id"), response_usage(usage)) if usage else None
         error = _object(_object(response, "status_details"), "error")
         if error:
             self._on_trouble(_text(error, "code"), _text(error, "type"))
+        if new and self._on_turn is not None:
+            status = _text(response, "status")
+            self._turn_ended(
+                self._on_turn,
+                status=status if status in _STATUSES else OTHER,
+                response=_text(response, "id"),
+                error=_text(error, "code") or _text(error, "type"),
+                usage=billed,
+            )
+
+    def _turn_ended(
+        self, tell: Callable[[Turn], None], *, status: str, response: str = "", error: str = "", usage: Usage | None = None
+    ) -> None:
+        now = self._clock()
+        # One that nobody saw begin, in the place of which there is nothing, has taken no time.
+        turn = self._open_turns.popleft() if self._open_turns else _OpenTurn(now)
+        tell(
+            Turn(
+                seconds=now - turn.began_at,
+                first_audio_s=turn.first_audio_s,
+                status=status,
+                response=response,
+                error=error,
+                usage=Usage() if usage is None else usage,
+            )
+        )
 
     def _transcribed(self, payload: bytes | None) -> None:
         event = _parse(payload)
@@ -297,11 +355,13 @@ class Accounting:
         if error:
             self._on_trouble(_text(error, "code"), _text(error, "type"))
 
-    def _bill(self, billed_id: str, usage: Usage) -> None:
-        """Add a bill unless its id was billed before; the first one counts."""
-        if _remember(self._billed, billed_id):
-            self.usage = self.usage + usage
-            self._on_usage(usage)
+    def _bill(self, billed_id: str, usage: Usage) -> Usage | None:
+        """Add a bill unless its id was billed before; the first one counts. Returns it, or ``None``."""
+        if not _remember(self._billed, billed_id):
+            return None
+        self.usage = self.usage + usage
+        self._on_usage(usage)
+        return usage
 
 
 _HANDLERS: Final[dict[str, Callable[[Accounting, bytes | None], None]]] = {

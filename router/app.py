@@ -44,6 +44,7 @@ from router.relay.farewell import Farewell
 from router.relay.leg import Leg
 from router.relay.takeover import take_client
 from router.routing import Opened, Search
+from router.tracecontext import trace_context
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 SERVER_NAME: Final = f"realtime-router/{__version__}"
@@ -164,6 +165,7 @@ class Surface:
         peer = peer_address(request)
         began = _Began()
         facts = {"principal": "", "model": ""}  # for the log of a refusal
+        trace = trace_context(head) if self._engine.traced else None
         try:
             if self.retired:
                 raise ShuttingDown(retry_after_s=1.0)
@@ -192,13 +194,14 @@ class Surface:
                     client=upgrade.client,
                     call=handshake.to_call(upgrade, group.settings, principal),
                     forward=forward,
+                    trace=trace,
                 ),
                 accept,
             )
         except RouterError as error:
             if began.response is not None:
                 return began.response
-            return await self._refuse(request, head, session, error, peer, facts)
+            return await self._refuse(request, head, session, error, peer, facts, trace)
         except ConnectionResetError:
             # The client left while its 101 was on the way; the record says so.
             return began.response if began.response is not None else web.Response(status=499)
@@ -232,6 +235,7 @@ class Surface:
         error: RouterError,
         peer: str,
         facts: Mapping[str, str],
+        trace: Mapping[str, str] | None,
     ) -> web.StreamResponse:
         """Tell a client that it gets no session, in the form that it can read."""
         if not error.recorded:
@@ -244,6 +248,7 @@ class Surface:
                     client=peer,
                     principal=facts["principal"],
                     model=facts["model"],
+                    trace=trace,
                 )
             )
         how = handshake.refusal(head, self._server)

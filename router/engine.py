@@ -27,6 +27,8 @@ from router.events import (
     SessionRecord,
     SessionStarted,
     Traffic,
+    Turn,
+    TurnEnded,
     UsageRecorded,
 )
 from router.fleet.beat import Fleet
@@ -82,6 +84,7 @@ class Request:
         client: address, for the log.
         call: for strategies.
         forward: group → what travels upstream.
+        trace: see ``events.SessionStarted``.
     """
 
     session: str
@@ -90,6 +93,7 @@ class Request:
     client: str
     call: Call
     forward: Callable[[Group], Forward]
+    trace: Mapping[str, str] | None = None
 
 
 # Given the upstream that was found, sends the client's 101; returns its leg and what came behind the request.
@@ -147,6 +151,7 @@ class Engine:
             rng=self.rng,
             admission=gate,
         )
+        self.traced = settings.server.tracing  # observers are told of turns and of clients' traces; fixed at the start
         self.stopping = False  # no new sessions any more
         self.room: int | None = None  # most sessions that the descriptors allow; ``None``: nobody has counted them
         self._probers: dict[Deployment, tuple[DeploymentSettings, asyncio.Task[None]]] = {}
@@ -365,6 +370,7 @@ class Engine:
                 group=request.group.settings.name,
                 principal=request.principal.name,
                 client=request.client,
+                trace=request.trace,
             )
         )
         opened = await self._open(request, search)
@@ -394,6 +400,7 @@ class Engine:
             if leg is not None:
                 leg.release()
             books.flush()
+            books.accounting.end_turns()
             self._record(request, search, books, end, ready_s=ready_s, deployment=opened.deployment.id)
             if relay is not None:
                 relay.dissolve()
@@ -539,6 +546,7 @@ class _Books:
         self.group = request.group
         self.tellable = opened.upstream.tellable
         self._tell = engine.tell
+        self._session = request.session
         self._deployment = opened.deployment
         self._early_close_s = request.group.settings.breaker.early_close_s
         self._started = engine.clock()
@@ -551,6 +559,7 @@ class _Books:
             on_trouble=self._on_trouble,
             on_limits=self._deployment.reported,
             on_tick=self._on_tick,
+            on_turn=self._on_turn if engine.traced else None,
         )
 
     def flush(self) -> None:
@@ -574,6 +583,19 @@ class _Books:
     def _on_first_audio(self, seconds: float) -> None:
         self._deployment.first_audio(seconds)
         self._tell(FirstAudio(deployment=self._deployment.id, group=self._deployment.settings.group, seconds=seconds))
+
+    def _on_turn(self, turn: Turn) -> None:
+        settings = self._deployment.settings
+        self._tell(
+            TurnEnded(
+                session=self._session,
+                deployment=settings.id,
+                group=settings.group,
+                provider=settings.provider,
+                model=settings.model,
+                turn=turn,
+            )
+        )
 
     def _on_trouble(self, code: str, kind: str) -> None:
         """A failed turn tells of limits and quota too (PROTOCOL §3); the running session itself is not touched."""

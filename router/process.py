@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from prometheus_client import CollectorRegistry
 
@@ -31,6 +31,9 @@ from router.lag import LoopLag
 from router.metrics import Metrics
 from router.relay.fastpath import accelerated
 from router.reload import Reloader, Source
+
+if TYPE_CHECKING:
+    from router.tracing import Tracing
 
 # How long running sessions get to answer the CLOSE when the process ends.
 STOP_TIMEOUT_S: Final = 1.0
@@ -68,6 +71,7 @@ async def serve_until_signal(
         loop.add_signal_handler(number, stop.set)
     loop.set_exception_handler(lambda _, context: loop_error(tell, context))
 
+    tracing = trace(settings, tell)
     engine, metrics = assemble(settings, tell)
     server = Server(engine, render_metrics=metrics.render)
     reloader = None
@@ -96,6 +100,8 @@ async def serve_until_signal(
         await stop.wait()
         tell(Notice(level="info", event="stopping", facts={"sessions": engine.sessions}))
         await server.stop(timeout_s=STOP_TIMEOUT_S)
+        if tracing is not None:
+            await tracing.close()
         tell(Notice(level="info", event="stopped"))
     finally:
         lag.stop()
@@ -116,6 +122,30 @@ class InForce:
         change = self._engine.apply(settings, generation=generation)
         self._server.configure(settings.server)
         return change
+
+
+def trace(settings: Settings, tell: Observers, *, worker: int | None = None) -> Tracing | None:
+    """Begin to make spans, where the configuration asks for it; inside the event loop of the process that serves.
+
+    Args:
+        settings: the generation.
+        tell: observers; the one that makes spans is added.
+        worker: number of this process among several.
+
+    Returns:
+        What to close when the last session has ended; ``None``: there is nothing to close.
+    """
+    if not settings.server.tracing:
+        return None
+    try:
+        # OpenTelemetry is an extra, and a quarter of a second: imported only where it is wanted.
+        from router.tracing import Tracing
+
+        return Tracing.start(tell, worker=worker)
+    except Exception as error:  # OpenTelemetry's, about what is written in one of its variables; some it reads when imported
+        facts = {"reason": str(error), "meanwhile": "sessions are served without spans"}
+        tell(Notice(level="error", event="tracing not started", facts=facts))
+        return None
 
 
 def assemble(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import os
 import stat
@@ -39,6 +40,8 @@ _WELL_KNOWN_KEYS = frozenset(
 _SHORT_KEY = 16
 # What ``Call.principal`` says for sessions without a virtual key.
 _RESERVED_NAMES = frozenset({"master", "anonymous"})
+# What router.tracing needs of the extra [otel].
+_TRACING_MODULES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 # Read once: what a type checker knows of the system it runs on must not decide what it sees of this module.
 _PLATFORM: Final[str] = sys.platform
 
@@ -347,6 +350,21 @@ def _check_general(general: GeneralSettings, server: ServerSettings, path: Path,
         )
     if server.metrics_auth and server.keyless:
         report.warn((*path, "metrics_auth"), "true without any key", "a master_key", "it has no effect")
+    if server.tracing and not all(map(_is_installed, _TRACING_MODULES)):
+        report.error(
+            (*path, "tracing"),
+            "true without OpenTelemetry",
+            "the extra [otel] beside it, or false",
+            "pip install 'realtime-router[otel]'",
+        )
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module could be imported; it is not."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # what it is in is not there either
+        return False
 
 
 def _check_master_key(key: str, path: Path, report: Report) -> None:

@@ -24,7 +24,7 @@ from router.engine import Engine
 from router.events import Event, Notice, Observers, SessionRecord
 from router.lag import LoopLag
 from router.metrics import Metrics
-from router.process import STOP_TIMEOUT_S, assemble, drop_unread, loop_error, run, settle
+from router.process import STOP_TIMEOUT_S, assemble, drop_unread, loop_error, run, settle, trace
 from router.tasks import Tasks
 from router.workers import merge
 from router.workers.channel import BadFrame, ChannelLost, WorkerEnd
@@ -107,6 +107,7 @@ class _Worker:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         loop.set_exception_handler(lambda _, context: loop_error(self._tell, context))
         self._end = await WorkerEnd.open(self._place.channel, self)
+        tracing = trace(self._settings, self._tell, worker=self._place.number)
         # With a server, the workers of one router are members of the fleet like any other.
         exchange = ParentExchange(self._end) if self._settings.fleet is None else None
         self._engine, self._metrics = assemble(self._settings, self._tell, exchange=exchange, member=self._place.member)
@@ -132,6 +133,8 @@ class _Worker:
             await self._until_the_end()
             self._tell(Notice(level="info", event="stopping", facts={"sessions": self._engine.sessions}))
             await self._server.stop(timeout_s=STOP_TIMEOUT_S)
+            if tracing is not None:
+                await tracing.close()
             self._tell(Notice(level="info", event="stopped"))
         finally:
             lag.stop()
