@@ -93,7 +93,7 @@ class Reloads(Generic[W]):
         self._watching = loaded.settings.server.watch
         self._files = source.files(loaded.files)
         self._seen: watch.Marks = {**watch.marks_of(loaded.files), **source.seen}
-        self._looks = watch.looks(self._files)
+        self._looks: watch.Looks = ()  # so that the first look compares what the files hold
         self._settling_since: float | None = None  # only set while a file changes
         self._look_at = clock() + LOOK_S
         self._wanted: list[tuple[str, Callable[[Mapping[str, Any]], None] | None]] = []
