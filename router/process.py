@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from router.accounting import KNOWN_TYPES
 from router.app import Server
 from router.config.settings import Settings
+from router.departure import Departure
 from router.engine import Engine
 from router.eventloop import new_event_loop
 from router.events import Notice, Observers
@@ -28,8 +29,6 @@ from router.lag import LoopLag
 from router.metrics import Metrics
 from router.relay.fastpath import accelerated
 
-# How long running sessions get to answer the CLOSE when the process ends.
-STOP_TIMEOUT_S: Final = 1.0
 # Objects that may be made and not freed before the collector looks at the young ones; its default is 700, a few sessions.
 GC_THRESHOLDS: Final = (20_000, 20, 50)
 
@@ -43,7 +42,7 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
 async def serve_until_signal(
     settings: Settings, tell: Observers, *, started: Callable[[str], str] | None = None, hangup_ends: bool = False
 ) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit code.
+    """Serve until SIGTERM or SIGINT, and drain then. Returns the exit code.
 
     Args:
         settings: the generation.
@@ -52,16 +51,15 @@ async def serve_until_signal(
         hangup_ends: SIGHUP ends it as well, for what belongs to a terminal.
     """
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    if hasattr(signal, "SIGHUP"):
-        # A terminal that closes, or an operator who expects a reload, must not end every call.
-        loop.add_signal_handler(signal.SIGHUP, *((stop.set,) if hangup_ends else (hangup, tell)))
     loop.set_exception_handler(lambda _, context: loop_error(tell, context))
-
     engine, metrics = assemble(settings, tell)
     server = Server(engine, render_metrics=metrics.render)
+    departure = Departure(server, engine, tell, on_draining=metrics.draining)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, departure.signalled, number)
+    if hasattr(signal, "SIGHUP"):
+        # A terminal that closes, or an operator who expects a reload, must not end every call.
+        loop.add_signal_handler(signal.SIGHUP, *((departure.hung_up,) if hangup_ends else (hangup, tell)))
     lag = LoopLag(metrics.loop_lag)
     lag.start()
     try:
@@ -76,10 +74,8 @@ async def serve_until_signal(
         say(f"realtime-router listening on {url}" if started is None else started(url))
         operations = None if settings.server.ops_listen is None else server.addresses[-1]
         tell(Notice(level="info", event="listening", facts=facts_of(settings, url, operations)))
-        await stop.wait()
-        tell(Notice(level="info", event="stopping", facts={"sessions": engine.sessions}))
-        await server.stop(timeout_s=STOP_TIMEOUT_S)
-        tell(Notice(level="info", event="stopped"))
+        await departure.run()
+        await departure.stop()
     finally:
         lag.stop()
     return 0
