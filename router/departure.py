@@ -13,6 +13,7 @@ from router.app import Server
 from router.drain import PROGRESS_S, QUIET_S, STOP_TIMEOUT_S, Drain, Stage
 from router.engine import Engine
 from router.events import Event, Notice, Observers, SessionRecord
+from router.systemd import notify
 
 # Nothing tells when a connection without a session has gone.
 _LOOK_S: Final = 0.25
@@ -29,7 +30,7 @@ class Departure:
         tell: observers; it adds itself.
         kept: see ``Drain.signalled``.
         follows: somebody else keeps the clock and tells operators how far it is (``ordered``).
-        on_draining: called once when it begins; not for a process that has a successor.
+        on_draining: called once when it begins.
         on_idle: called once when nobody is left; for one that follows.
 
     Attributes:
@@ -60,6 +61,7 @@ class Departure:
         self._on_idle = on_idle
         self._changed = asyncio.Event()
         self._stage: Stage = "serving"  # whose effects are in force
+        self._running = False  # before that nobody can know this router
         self._why: dict[str, Any] = {}  # of the drain, for the log
         self._left_at = math.inf  # only finite from ``leaving`` on
         self._progress_at = math.inf  # only finite while it drains
@@ -71,7 +73,8 @@ class Departure:
         """SIGTERM or SIGINT came."""
         self._why.setdefault("signal", number.name)
         # Nobody who presses Ctrl-C waits for load balancers.
-        self.drain.signalled(self._engine.settings.server.drain, grace=number == signal.SIGTERM, kept=self._kept)
+        grace = number == signal.SIGTERM and self._running
+        self.drain.signalled(self._engine.settings.server.drain, grace=grace, kept=self._kept)
         if self.drain.signals == 2:
             self._tell(Notice(level="warning", event="ending at once", facts={"signal": number.name}))
         self.look()
@@ -85,6 +88,9 @@ class Departure:
         """A successor accepts the connections from now on."""
         self._why["successor"] = pid
         self.drain.handed_over(self._engine.settings.server.drain)
+        if self._stage == "ending":
+            # There is no stage left in which that would be done.
+            self._server.leave()
         self.look()
 
     def ordered(self, stage: Stage, left_s: float, *, at_once: bool = False) -> None:
@@ -110,6 +116,7 @@ class Departure:
 
     async def run(self) -> None:
         """Return once nothing is left to wait for; the server still runs, and ``stop`` is next."""
+        self._running = True
         while True:
             self._changed.clear()
             idle = self._idle()
@@ -173,12 +180,13 @@ class Departure:
 
     def _say_draining(self, stage: Stage) -> None:
         self._progress_at = self._engine.clock() + PROGRESS_S
-        if self._on_draining is not None and not self.drain.successor:
+        if self._on_draining is not None:
             self._on_draining()
+        if not self._follows and not self.drain.successor:
+            notify("STOPPING=1")
         settings = self._engine.settings.server.drain
-        grace_s = settings.grace_s if stage == "grace" and self._why.get("signal") == "SIGTERM" else 0.0
-        facts = {"grace_s": grace_s, "timeout_s": settings.timeout_s, "accepting": stage == "grace"}
-        self._say("draining", **self._why, **facts)
+        grace_s = settings.grace_s if stage == "grace" else 0.0
+        self._say("draining", **self._why, grace_s=grace_s, timeout_s=settings.timeout_s)
 
     def _say_progress(self) -> None:
         now = self._engine.clock()

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -25,9 +26,11 @@ from router.engine import Engine
 from router.eventloop import new_event_loop
 from router.events import Notice, Observers
 from router.fleet.exchange import Exchange
+from router.handover import HandoverFailed
 from router.lag import LoopLag
 from router.metrics import Metrics
 from router.relay.fastpath import accelerated
+from router.succession import NOTHING, Inheritance, Succession
 
 # Objects that may be made and not freed before the collector looks at the young ones; its default is 700, a few sessions.
 GC_THRESHOLDS: Final = (20_000, 20, 50)
@@ -40,21 +43,35 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
 
 
 async def serve_until_signal(
-    settings: Settings, tell: Observers, *, started: Callable[[str], str] | None = None, hangup_ends: bool = False
+    settings: Settings,
+    tell: Observers,
+    *,
+    inheritance: Inheritance = NOTHING,
+    started: Callable[[str], str] | None = None,
+    hangup_ends: bool = False,
 ) -> int:
     """Serve until SIGTERM or SIGINT, and drain then. Returns the exit code.
 
     Args:
         settings: the generation.
         tell: observers; metrics are added.
+        inheritance: listening sockets that are there already.
         started: URL → what to print once connections are accepted, instead of one line.
         hangup_ends: SIGHUP ends it as well, for what belongs to a terminal.
     """
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: loop_error(tell, context))
     engine, metrics = assemble(settings, tell)
-    server = Server(engine, render_metrics=metrics.render)
-    departure = Departure(server, engine, tell, on_draining=metrics.draining)
+    try:
+        succession = Succession(
+            settings.server, inheritance, workers=1, watch=watch, tell=tell, generation=lambda: engine.generation
+        )
+    except (HandoverFailed, OSError) as error:
+        await engine.close()
+        cannot_start(settings, error)
+        return 1
+    server = Server(engine, render_metrics=metrics.render, sockets=(succession.clients[0], succession.operators[0]))
+    departure = Departure(server, engine, tell, kept=succession.kept, on_draining=metrics.draining)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, departure.signalled, number)
     if hasattr(signal, "SIGHUP"):
@@ -67,16 +84,18 @@ async def serve_until_signal(
             await server.start()
         except OSError as error:
             await server.stop(timeout_s=0)
-            cannot_listen(settings, error)
+            cannot_start(settings, error)
             return 1
         settle()
         url = url_of(server.addresses[0])
         say(f"realtime-router listening on {url}" if started is None else started(url))
         operations = None if settings.server.ops_listen is None else server.addresses[-1]
         tell(Notice(level="info", event="listening", facts=facts_of(settings, url, operations)))
+        succession.listening(departure.handed_over)
         await departure.run()
         await departure.stop()
     finally:
+        succession.close()
         lag.stop()
     return 0
 
@@ -110,8 +129,20 @@ def settle() -> None:
     gc.enable()
 
 
-def cannot_listen(settings: Settings, error: OSError) -> None:
-    """Complain of an address that cannot be had."""
+def watch(sock: socket.socket, callback: Callable[[], None] | None) -> None:
+    """See ``handover.Watch``; by the event loop that runs."""
+    loop = asyncio.get_running_loop()
+    if callback is None:
+        loop.remove_reader(sock)
+    else:
+        loop.add_reader(sock, callback)
+
+
+def cannot_start(settings: Settings, error: OSError | HandoverFailed) -> None:
+    """Complain of an address that cannot be had, in one sentence."""
+    if isinstance(error, HandoverFailed):
+        print(error, file=sys.stderr)
+        return
     server = settings.server
     places = " or ".join(f"{one.host}:{one.port}" for one in (server.listen, server.ops_listen) if one is not None)
     print(f"cannot listen on {places}: {error.strerror or error}", file=sys.stderr)
