@@ -31,7 +31,7 @@ class Departure:
         kept: see ``Drain.signalled``.
         follows: somebody else keeps the clock and tells operators how far it is (``ordered``).
         on_draining: called once when it begins.
-        on_idle: called once when nobody is left; for one that follows.
+        on_idle: called once in each stage when nobody is left; for one that follows.
 
     Attributes:
         drain: the stages. Whoever changes something there calls ``look`` afterwards.
@@ -61,6 +61,7 @@ class Departure:
         self._on_idle = on_idle
         self._changed = asyncio.Event()
         self._stage: Stage = "serving"  # whose effects are in force
+        self._idle_told: Stage = "serving"  # the last one of which it was
         self._running = False  # before that nobody can know this router
         self._why: dict[str, Any] = {}  # of the drain, for the log
         self._left_at = math.inf  # only finite from ``leaving`` on
@@ -98,6 +99,12 @@ class Departure:
         self.drain.ordered(stage, left_s, at_once=at_once)
         self.look()
 
+    def orphaned(self) -> None:
+        """Keep the clock itself from now on; without any limit, unless one has been set before."""
+        self._follows = False
+        self.drain.orphaned()
+        self.look()
+
     def look(self) -> None:
         """Have ``run`` look again."""
         self._changed.set()
@@ -125,9 +132,9 @@ class Departure:
                 self._enter(stage)
             if stage == "ending":
                 return
-            if idle and stage in ("refusing", "leaving") and self._on_idle is not None:
-                self._on_idle, on_idle = None, self._on_idle
-                on_idle()
+            if idle and self._on_idle is not None and self._idle_told != stage and stage in ("refusing", "leaving"):
+                self._idle_told = stage
+                self._on_idle()
             self._say_progress()
             await self._wait()
 

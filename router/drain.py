@@ -82,9 +82,7 @@ class Drain:
         self.signals += 1
         if self.signals > 1:
             self.end_at_once()
-        elif self.stage != "serving":
-            return
-        elif kept:
+        elif kept or self.stage != "serving":
             self._leave(settings)
         else:
             now = self._clock()
@@ -92,11 +90,15 @@ class Drain:
             self._ends = self._grace_ends + settings.timeout_s
             self.stage = "grace"
 
+    def orphaned(self) -> None:
+        """Whoever kept the clock is gone; so is the one who would have served those that wait in the sockets."""
+        if self.stage != "ending":
+            self.stage = "leaving"
+
     def handed_over(self, settings: DrainSettings) -> None:
         """A successor accepts the connections from now on."""
         self.successor = True
-        if self.stage != "ending":
-            self._leave(settings)
+        self._leave(settings)
 
     def ordered(self, stage: Stage, left_s: float, *, at_once: bool = False) -> None:
         """Go to a stage because somebody else keeps the clock. A stage that lies behind is not gone back to.
@@ -132,6 +134,8 @@ class Drain:
         return self.stage
 
     def _leave(self, settings: DrainSettings) -> None:
+        if self.stage == "ending":
+            return
         # One that drains already has no more time than it had.
         self._ends = min(self._ends, self._clock() + settings.timeout_s)
         self.stage = "leaving"

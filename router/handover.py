@@ -136,7 +136,8 @@ def _ask(path: str) -> tuple[list[Given], Predecessor] | None:
         answer = _read_answer(sock, descriptors)
         if "refused" in answer:
             raise HandoverFailed(f"handover: the router at {path} refuses: {str(answer['refused'])[:200]}")
-        return _given(answer, descriptors), Predecessor(sock, pid=_number(answer, "pid"), generation=_number(answer, "generation"))
+        predecessor = Predecessor(sock, pid=_number(answer, "pid"), generation=_number(answer, "generation"))
+        return _given(answer, descriptors), predecessor
     except BaseException as error:
         sock.close()
         for descriptor in descriptors:
@@ -200,7 +201,8 @@ def require_listening(sock: socket.socket, where: str) -> None:
         HandoverFailed: it does not; named by ``where``.
     """
     if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
-        raise HandoverFailed(f"{where}: found a socket of {sock.family.name}, {sock.type.name}, expected one that listens for TCP")
+        found = f"{sock.family.name}, {sock.type.name}"
+        raise HandoverFailed(f"{where}: found a socket of {found}, expected one that listens for TCP")
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise HandoverFailed(f"{where}: found a TCP socket that does not listen")
     sock.setblocking(False)
@@ -334,7 +336,8 @@ class Point:
             sock.close()
             return
         if not _trusted(uid):
-            self._tell(Notice(level="warning", event="handover refused", facts={"pid": pid, "uid": uid, "reason": "another user"}))
+            facts = {"pid": pid, "uid": uid, "reason": "another user"}
+            self._tell(Notice(level="warning", event="handover refused", facts=facts))
             sock.close()
             return
         waiting = [peer for peer in self._peers if peer is not self._successor]
