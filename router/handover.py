@@ -1,4 +1,4 @@
-"""Listening sockets pass from a running router to the one that takes its place, over a Unix socket (``general_settings.handover``).
+"""Listening sockets pass from a running router to the one that takes its place, over a Unix socket (``handover``).
 
     new                                            old
     connects, says hello ──────────────────────>   checks who it is
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import errno
 import json
 import os
 import socket
@@ -145,7 +144,7 @@ def _ask(path: str) -> tuple[list[Given], Predecessor] | None:
         if isinstance(error, TimeoutError):
             reason = f"no answer within {ANSWER_TIMEOUT_S:g} s"
             raise HandoverFailed(f"handover: the router at {path} does not answer: {reason}") from None
-        if isinstance(error, ConnectionError):
+        if isinstance(error, ConnectionError | BlockingIOError):  # the latter: so many ask that there is a queue
             raise _Ended from None
         if isinstance(error, OSError):
             raise HandoverFailed(f"handover: {path}: {error.strerror or error}") from None
