@@ -116,6 +116,9 @@ HOT_UPSTREAM_TYPES: Final = (
     "response.function_call_arguments.delta",
 )
 
+_AUDIO_IN: Final = "input_audio_buffer.append"
+# By these a client says that it has sent all that its user said, or that none of it counts.
+_FINISHED: Final = frozenset({"input_audio_buffer.commit", "input_audio_buffer.clear"})
 _AUDIO_DELTAS: Final = frozenset({"response.output_audio.delta", "response.audio.delta"})
 _HOT_CLIENT: Final = hot_table(HOT_CLIENT_TYPES, masked=True)
 _HOT_UPSTREAM: Final = hot_table(HOT_UPSTREAM_TYPES, masked=False)
@@ -183,6 +186,12 @@ class Accounting:
         self._speech_ended_at: float | None = None
         # An answer from before the end of speech is still being sent: its audio is not the one that is awaited.
         self._older_answer = False
+        self._speaking = False  # as the provider hears it
+        self._answer_due = False  # it was asked for, and has not begun
+        # Audio that the client sent, in messages, and how much of it when it said last that its user has finished. ``None``: it
+        # never did, so it is the provider who listens for that, and audio comes whether anybody speaks or not.
+        self._appended = 0
+        self._committed: int | None = None
         self._billed: dict[str, None] = {}
         self._done_ids: dict[str, None] = {}
         # Since the last ``take_counts``: [messages, payload bytes] by type. Those of hot types are counted by the fast paths.
@@ -212,6 +221,16 @@ class Accounting:
         """A turn lasts from ``response.created`` to ``response.done``."""
         return "turn" if self._open_responses else "idle"
 
+    @property
+    def quiet(self) -> bool:
+        """Neither an answer is under way or due, nor does the user speak."""
+        if self._open_responses or self._speaking or self._answer_due:
+            return False
+        if self._committed is None:
+            return True
+        self._count_hot()
+        return self._appended == self._committed
+
     def tick(self, now: float) -> None:
         """Twice a second."""
         self._on_tick(now)
@@ -228,6 +247,11 @@ class Accounting:
         if side == "client":
             if name == "input_audio_buffer.commit":
                 self._speech_ended()
+            elif name == "response.create":
+                self._answer_due = True
+            if name in _FINISHED:
+                self._count_hot()
+                self._committed = self._appended
             return
         if self._speech_ended_at is not None and (name in _AUDIO_DELTAS or name == BINARY_TYPE):
             if not self._older_answer:
@@ -237,11 +261,7 @@ class Accounting:
 
     def take_counts(self) -> Counts:
         """Return the counts since the last call: (side, type) → (messages, payload bytes)."""
-        for side, fast in self._fast.items():
-            hot = fast.take_counts()
-            for index, name in enumerate(HOT_CLIENT_TYPES if side == "client" else HOT_UPSTREAM_TYPES):
-                if hot[2 * index]:
-                    self._count(side, name, hot[2 * index], hot[2 * index + 1])
+        self._count_hot()
         taken: Counts = {
             (side, name): (entry[0], entry[1]) for side, counts in self._counts.items() for name, entry in counts.items()
         }
@@ -249,7 +269,17 @@ class Accounting:
             counts.clear()
         return taken
 
+    def _count_hot(self) -> None:
+        """Take over what the fast paths have counted."""
+        for side, fast in self._fast.items():
+            hot = fast.take_counts()
+            for index, name in enumerate(HOT_CLIENT_TYPES if side == "client" else HOT_UPSTREAM_TYPES):
+                if hot[2 * index]:
+                    self._count(side, name, hot[2 * index], hot[2 * index + 1])
+
     def _count(self, side: Side, name: str, messages: int, size: int) -> None:
+        if name == _AUDIO_IN:
+            self._appended += messages
         counts = self._counts[side]
         entry = counts.get(name)
         if entry is None:
@@ -271,6 +301,8 @@ class Accounting:
         self._on_first_audio(seconds)
 
     def _speech_ended(self, payload: bytes | None = None) -> None:
+        self._speaking = False
+        self._answer_due = True
         self._speech_ended_at = self._clock()
         self._make_hot(_HOT_BEFORE_AUDIO)
         self._older_answer = self._open_responses > 0
@@ -278,6 +310,7 @@ class Accounting:
     def _speech_started(self, payload: bytes | None) -> None:
         # The user speaks again before any answer: what is measured is the answer to what comes now.
         self._stop_waiting_for_audio()
+        self._speaking = True
 
     def _stop_waiting_for_audio(self) -> None:
         self._speech_ended_at = None
@@ -290,6 +323,7 @@ class Accounting:
 
     def _response_created(self, payload: bytes | None) -> None:
         self._open_responses += 1
+        self._answer_due = False
         self._older_answer = False
         if self._on_turn is not None:
             began = self._speech_ended_at
@@ -351,6 +385,7 @@ class Accounting:
             self._on_limits(*tightest)
 
     def _error(self, payload: bytes | None) -> None:
+        self._answer_due = False  # that may be what was refused
         error = _object(_parse(payload), "error")
         if error:
             self._on_trouble(_text(error, "code"), _text(error, "type"))

@@ -56,6 +56,9 @@ TRAFFIC_INTERVAL_S = 5.0
 # How long a connection that was cut takes to be gone; a turn or two of the event loop.
 _CUT_TIMEOUT_S = 0.5
 
+# How often a session that has to end is looked at for a quiet moment.
+_QUIET_LOOK_S = 0.05
+
 _EARLY_CLOSE = Verdict(outcome=Outcome.EARLY_CLOSE, blames=True, transient=True)
 
 
@@ -152,7 +155,10 @@ class Engine:
             admission=gate,
         )
         self.traced = settings.server.tracing  # observers are told of turns and of clients' traces; fixed at the start
+        self.draining = False  # its end has begun: no load balancer should send anybody here
         self.stopping = False  # no new sessions any more
+        self.retry_after_s = 1.0  # what clients are told that come then
+        self._ending = False  # those that run are being ended
         self.room: int | None = None  # most sessions that the descriptors allow; ``None``: nobody has counted them
         self._probers: dict[Deployment, tuple[DeploymentSettings, asyncio.Task[None]]] = {}
         self._started = False
@@ -281,15 +287,28 @@ class Engine:
         if self.fleet is not None:
             await self.fleet.joined.wait()
 
+    async def end_quietly(self, *, code: int, reason: str, timeout_s: float, hurry: Callable[[], bool]) -> None:
+        """Refuse new sessions and end each running one as it comes to a quiet moment.
+
+        Args:
+            code, reason: of the CLOSE.
+            timeout_s: it returns after this, when not all have ended before; those that run on are left to ``end_all``.
+            hurry: whether it should return before that.
+        """
+        self._end_searches()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._relays and not hurry():
+                    for relay in list(self._relays.values()):
+                        if relay.quiet:
+                            _end_relay(relay, code=code, reason=reason)
+                    await asyncio.sleep(_QUIET_LOOK_S)
+
     async def end_all(self, *, code: int, reason: str, timeout_s: float) -> None:
         """Refuse new sessions and end the running ones politely; return when they have ended, or after ``timeout_s``."""
-        self.stopping = True
-        # Their clients are told at once, and need not wait for a dial that hangs.
-        while self._searching:
-            self._searching.pop().cancel()
-        message = error_event("router_shutting_down", "The router is shutting down.")
+        self._end_searches()
         for relay in list(self._relays.values()):
-            relay.end(cause="shutdown", code=code, reason=reason, error_event=message)
+            _end_relay(relay, code=code, reason=reason)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self._relays or self._pending:
@@ -304,9 +323,15 @@ class Engine:
                     self._relay_ended.clear()
                     await self._relay_ended.wait()
 
+    def _end_searches(self) -> None:
+        self.stopping = self._ending = True
+        # Their clients are told at once, and need not wait for a dial that hangs.
+        while self._searching:
+            self._searching.pop().cancel()
+
     async def close(self) -> None:
         """End what runs in the background."""
-        self.stopping = True
+        self.stopping = self._ending = True
         await self.tasks.close(timeout_s=1.0)
         if self.fleet is not None:
             await self.fleet.leave()
@@ -323,7 +348,7 @@ class Engine:
             KeyLimitReached: the key's own limit is reached.
         """
         if self.stopping:
-            raise ShuttingDown(retry_after_s=1.0)
+            raise ShuttingDown(retry_after_s=self.retry_after_s)
         if self.sessions >= self.max_sessions or self._pending >= self.settings.server.max_pending:
             raise Overloaded(retry_after_s=5.0)
         limit = principal.max_sessions
@@ -412,7 +437,7 @@ class Engine:
         self._searching.add(task)
         try:
             opened = await self.routing.open(search)
-            if self.stopping:
+            if self._ending:
                 # ``end_all`` did not see this session: one that began now would be cut without a word.
                 opened.upstream.close(1001)
                 opened.lease.release()
@@ -429,7 +454,7 @@ class Engine:
             raise
         except asyncio.CancelledError:
             # Whoever cancels: the server when its client has left, or the end of the process.
-            if self.stopping:
+            if self._ending:
                 self._record(request, search, None, None, who="router", cause="shutdown", status=503)
                 # Cancelled by ``end_all``, which wanted to end the search and not the request (unless the client left as well).
                 if task not in self._searching and task.uncancel() == 0:
@@ -537,6 +562,11 @@ class Engine:
     def _task_failed(self, name: str, error: Exception) -> None:
         # A task that fails unexpectedly is a fault of this program.
         self.tell(Notice(level="error", event="task failed", facts={"task": name, "error": error}))
+
+
+def _end_relay(relay: Relay, *, code: int, reason: str) -> None:
+    message = error_event("router_shutting_down", "The router is shutting down.")
+    relay.end(cause="shutdown", code=code, reason=reason, error_event=message)
 
 
 class _Books:

@@ -1,8 +1,8 @@
 """How all workers take a new generation of the configuration: each prepares it, and all put it in force, or none.
 
-The parent reads the file, so that every worker checks the same text; a worker checks it in a thread beside its event loop, so that
-the parent, which others wait for, does no long work. What one worker refuses is in force nowhere. A worker that does not answer is
-waited for no longer than ``PREPARE_S`` and told later what is in force; one that is forked later begins with it.
+The parent reads the file, so that every worker checks the same text; a worker checks it in a thread beside its event loop, and
+the parent, which others wait for, does no long work. What one worker refuses is in force nowhere. A worker that does not answer
+is waited for no longer than ``PREPARE_S`` and told later what is in force; one that is forked later begins with it.
 
 The file is looked at a few times a second instead of watched by the system: a watcher has a thread of its own, and the parent
 must have none, because it forks (``parent``).

@@ -25,6 +25,7 @@ PURE_CORE = (
     "router.auth",
     "router.breaker",
     "router.config",
+    "router.drain",
     "router.errors",
     "router.events",
     "router.fleet.board",
