@@ -38,6 +38,8 @@ OTHER: Final = "other"
 # What the parent of several workers counts itself; its text is told in both places.
 RESTARTS: Final = "worker_restarts"
 RESTARTS_TEXT: Final = "Workers that ended on their own and were replaced."
+RELOADS: Final = "config_reloads"
+RELOADS_TEXT: Final = "Configurations that were read."
 
 # Every word that ``Deployment.state`` may say.
 STATES: Final = ("admitting", "ejected", "probing", "cooling_down", "draining", "maint", "misconfigured")
@@ -168,6 +170,17 @@ class Metrics:
         """The process drains from now on."""
         self._draining.set(1)
 
+    def config_in_force(self, generation: int, *, epoch_s: float, restart_needed: bool) -> None:
+        """Another generation is in force; who has put it there counts it."""
+        self._config_generation.set(generation)
+        self._config_loaded_at.set(epoch_s)
+        self._config_successful.set(1)
+        self._config_restart.set(restart_needed)
+
+    def config_refused(self) -> None:
+        """A new configuration was refused; the one in force stays. Who has refused it counts it."""
+        self._config_successful.set(0)
+
     def loop_lag(self, seconds: float) -> None:
         """The event loop was late by this much; ``router.lag.LoopLag`` tells it."""
         self._loop_lag.observe(seconds)
@@ -261,7 +274,7 @@ class Metrics:
         self._config_loaded_at = self._make(
             Gauge, "config_last_reload_success_timestamp_seconds", "When a configuration was last accepted."
         )
-        self._config_reloads = self._make(Counter, "config_reloads", "Configurations that were read.", ("result", "trigger"))
+        self._config_reloads = self._make(Counter, RELOADS, RELOADS_TEXT, ("result", "trigger"))
         for trigger in sorted(TRIGGERS):
             for result in ("success", "failure"):
                 self._config_reloads.labels(result, trigger)
@@ -359,13 +372,12 @@ class Metrics:
         self._beat_seconds.observe(event.seconds)
 
     def _reloaded(self, event: events.Reloaded) -> None:
-        accepted = not event.errors
-        self._config_generation.set(event.generation)
-        self._config_successful.set(accepted)
-        self._config_reloads.labels("success" if accepted else "failure", _one_of(event.trigger, TRIGGERS)).inc()
-        if accepted:
-            self._config_loaded_at.set(event.at)
-            self._config_restart.set(bool(event.restart_needed))
+        result = "failure" if event.errors else "success"
+        self._config_reloads.labels(result, _one_of(event.trigger, TRIGGERS)).inc()
+        if event.errors:
+            self.config_refused()
+        else:
+            self.config_in_force(event.generation, epoch_s=event.at, restart_needed=bool(event.restart_needed))
 
     def _gone(self, event: events.DeploymentGone) -> None:
         self.forget(event.deployment)

@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
 from router import watch
-from router.config import Loaded
 from router.errors import ConfigError, Problem
 from router.events import Observers, Reloaded
 from router.generations import problem_of
-from router.reload import Source, history_of
+from router.reload import Origin, history_of
 from router.workers.channel import Message
 
 #: Between two looks at the files.
@@ -61,10 +60,10 @@ class Reloads(Generic[W]):
     """The parent's side: one reload after the other.
 
     Args:
-        source: of the configuration.
-        loaded: what is in force at the start.
+        origin: what is in force at the start.
         workers: those that serve.
         send: tells a worker something.
+        accepted: is given what the workers say of a generation that is in force from now on.
         tell: observers in the parent.
         clock: monotonic seconds.
 
@@ -74,22 +73,24 @@ class Reloads(Generic[W]):
 
     def __init__(
         self,
-        source: Source,
-        loaded: Loaded,
+        origin: Origin,
         *,
         workers: Callable[[], Collection[W]],
         send: Callable[[W, Message], None],
+        accepted: Callable[[Mapping[str, Any]], None],
         tell: Observers,
         clock: Callable[[], float],
     ) -> None:
+        source, loaded = origin.source, origin.loaded
         self.newest: Newest | None = None
         self.counts: dict[tuple[str, str], int] = {("success", "start"): 1}  # reloads, by result and trigger
         self._source = source
         self._workers = workers
         self._send = send
+        self._on_accepted = accepted
         self._tell = tell
         self._clock = clock
-        self._history = history_of(loaded, source)
+        self._history = history_of(origin)
         self._watching = loaded.settings.server.watch
         self._files = source.files(loaded.files)
         self._seen: watch.Marks = {**watch.marks_of(loaded.files), **source.seen}
@@ -119,10 +120,11 @@ class Reloads(Generic[W]):
             answer: is given what ``describe`` says then.
         """
         self._wanted.append((trigger, answer))
-        self.step()
 
     def due_at(self) -> float:
         """Return when ``step`` has something to do by itself."""
+        if self._wanted and self._reading is None:
+            return self._clock()
         return self._look_at if self._reading is None else min(self._look_at, self._reading.deadline)
 
     def step(self) -> None:
@@ -237,7 +239,7 @@ class Reloads(Generic[W]):
             watching=self._watching,
         )
         self.newest = Newest(text=reading.text, generation=history.generation)
-        self.facts(facts)
+        self._on_accepted(facts)
         args = {"number": reading.number, "generation": history.generation, "at": now}
         for worker in self._workers():
             if worker in reading.prepared:
@@ -261,9 +263,6 @@ class Reloads(Generic[W]):
                 removed=tuple(facts["removed"]),
             )
         )
-
-    def facts(self, facts: Mapping[str, Any]) -> None:
-        """What the parent itself has to know of the generation; overridden by whoever does."""
 
     def _refused(
         self,
