@@ -27,7 +27,7 @@ from router.admin.contract import Ask, Configuration, FixedConfiguration
 from router.admin.desk import Desk
 from router.admin.routes import AdminRoutes, Operator
 from router.auth import Authenticator, Principal
-from router.config.settings import ListenSettings, ServerSettings, Settings
+from router.config.settings import ListenSettings, ServerSettings
 from router.dashboard.login import principal_of
 from router.engine import Engine, Request, new_session_id
 from router.errors import (
@@ -48,6 +48,7 @@ from router.relay.farewell import Farewell
 from router.relay.leg import Leg
 from router.relay.takeover import take_client
 from router.routing import Opened, Search
+from router.tracecontext import trace_context
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 SERVER_NAME: Final = f"realtime-router/{__version__}"
@@ -136,12 +137,10 @@ class Surface:
     ) -> None:
         self.retired = False  # no new sessions here any more, those that run go on
         self._engine = engine
-        self._settings: Settings = engine.settings
-        self._server = engine.settings.server
-        self._authenticator = Authenticator(self._server, wall_clock=wall_clock)
+        self._wall_clock = wall_clock
+        self.configure(engine.settings.server)
         self._render_metrics = render_metrics
         self._tell: Observers = engine.tell
-        self._wall_clock = wall_clock
         self._spend = spend
         self.desk = Desk(engine, draining=lambda: engine.stopping or self.retired, wall_clock=wall_clock)
         if configuration is None:
@@ -153,6 +152,11 @@ class Surface:
             tell=self._tell,
             root_path=self._server.root_path,
         )
+
+    def configure(self, server: ServerSettings) -> None:
+        """Go by the settings of another generation."""
+        self._server = server
+        self._authenticator = Authenticator(server, wall_clock=self._wall_clock)
 
     def routes(self, *, sessions: bool, operations: bool) -> list[web.RouteDef]:
         """The routes of a listening address: those of clients, those of operators, or both."""
@@ -208,9 +212,10 @@ class Surface:
         peer = peer_address(request)
         began = _Began()
         facts = {"principal": "", "model": ""}  # for the log of a refusal
+        trace = trace_context(head) if self._engine.traced else None
         try:
             if self.retired:
-                raise ShuttingDown(retry_after_s=1.0)
+                raise ShuttingDown(retry_after_s=self._engine.retry_after_s)
             upgrade = handshake.parse(head, server, peer=peer)
             peer = upgrade.client
             facts["model"] = upgrade.model[:128]
@@ -236,6 +241,7 @@ class Surface:
                     client=upgrade.client,
                     call=handshake.to_call(upgrade, group.settings, principal),
                     forward=forward,
+                    trace=trace,
                 ),
                 accept,
             )
@@ -243,7 +249,7 @@ class Surface:
             if began.response is not None:
                 return began.response
             how = handshake.refusal(head, server)
-            return await self._refuse(request, how, session, error, peer, facts)
+            return await self._refuse(request, how, session, error, peer, facts, trace)
         except ConnectionResetError:
             # The client left while its 101 was on the way; the record says so.
             return began.response if began.response is not None else web.Response(status=499)
@@ -277,6 +283,7 @@ class Surface:
         error: RouterError,
         peer: str,
         facts: Mapping[str, str],
+        trace: Mapping[str, str] | None,
     ) -> web.StreamResponse:
         """Tell a client that it gets no session, in the form that it can read."""
         if not error.recorded:
@@ -289,6 +296,7 @@ class Surface:
                     client=peer,
                     principal=facts["principal"],
                     model=facts["model"],
+                    trace=trace,
                 )
             )
         headers = {"Server": SERVER_NAME, "x-router-session": session}
@@ -348,8 +356,8 @@ class Surface:
 
     async def ready(self, request: web.Request) -> web.StreamResponse:
         """New sessions are welcome; providers have no say in this."""
-        if self._engine.stopping or self.retired:
-            return json_response({"status": "stopping"}, status=503)
+        if self._engine.draining or self._engine.stopping or self.retired:
+            return json_response({"status": "draining"}, status=503)
         return json_response({"status": "ok"})
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:
@@ -594,7 +602,7 @@ class Server:
         limit = raise_descriptor_limit()
         room = max(2, limit - _RESERVED_DESCRIPTORS)
         # A session has two sockets.
-        self._engine.max_sessions = min(server.max_sessions, room // 2)
+        self._engine.room = room // 2
         self._limits = _Limits(most=room, engine=self._engine, answer_timeout_s=server.handshake_timeout_s)
         clients, operators = (None, None) if self._sockets is None else self._sockets
         await self._listen(server.listen, self._surface.routes(sessions=True, operations=server.ops_listen is None), clients)
@@ -606,11 +614,34 @@ class Server:
         """What this process answers to operators."""
         return self._surface.desk
 
+    def configure(self, server: ServerSettings) -> None:
+        """Go by the settings of another generation, but for those of addresses, which stay as they are."""
+        self._surface.configure(server)
+        self._limits.answer_timeout_s = server.handshake_timeout_s
+
     def retire(self) -> None:
         """Listen no longer and begin no session; those that are under way go on."""
         self._surface.retired = True
+        self.leave()
+
+    def leave(self) -> None:
+        """Listen no longer; whoever has connected until now is served."""
         for listener in self._listeners:
             listener.close()
+
+    @property
+    def connections(self) -> int:
+        """Of clients and operators, those of sessions included."""
+        return self._limits.open
+
+    async def _part(self, request: web.Request, response: web.StreamResponse) -> None:
+        """While draining an answer is its connection's last one, so that load balancers move on to another router."""
+        if not self._engine.draining or response.status == 101:
+            return
+        response.force_close()
+        # aiohttp has decided on its own header before; a 426 must keep the word that belongs to its "Upgrade".
+        upgrade = response.headers.get("Connection", "").lower() == "upgrade"
+        response.headers["Connection"] = "Upgrade, close" if upgrade else "close"
 
     async def _listen(
         self, listen: ListenSettings, routes: list[web.RouteDef], sockets: Sequence[socket.socket] | None
@@ -618,6 +649,7 @@ class Server:
         app = web.Application(middlewares=[in_json(self._engine.tell)], client_max_size=64 * 1024)
         app.add_routes(routes)
         app.on_response_prepare.append(_name_server)
+        app.on_response_prepare.append(self._part)
         runner = web.AppRunner(
             app,
             handle_signals=False,

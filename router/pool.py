@@ -1,7 +1,8 @@
 """Groups and deployments with their live state: leases, breaker, cool-down, limits, latencies.
 
-Built once for a generation of the configuration. A deployment is what a strategy compares (``strategies.base.Candidate``, by
-shape) and what routing leases. State changes between awaits, never across one.
+A deployment is what a strategy compares (``strategies.base.Candidate``, by shape) and what routing leases. It lives from the
+generation of the configuration that brings it until the last session after the one that removes it: its state is kept by its id.
+State changes between awaits, never across one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from enum import Enum
 from types import TracebackType
 from typing import Final, Protocol, cast
@@ -128,12 +130,12 @@ class Deployment:
         self.cool_down = CoolDown(clock)
         self.starts = SlidingWindow(settings.rpm, clock=clock)
         self.tokens = SlidingWindow(settings.tpm, clock=clock)
+        self.removed = False  # a later generation does not have it: no new sessions, those that run go on
         self.sessions = 0
         self.started = 0  # sessions since the process began, probes included
         self.full_until = -math.inf  # the fleet has said so; a reading of the clock
         self.was_ready = False  # at least once; before that ``ready_s`` is made of penalties alone
         self.outcomes: dict[str, int] = {}  # dials of sessions that ended, by ``retry.Outcome``'s value
-        self.removed = False  # gone from the file; its sessions still run
         # An operator's word, which wins over the file's; ``None``: the file's holds.
         self.override_state: DeploymentState | None = None
         self.override_weight: float | None = None
@@ -148,6 +150,30 @@ class Deployment:
         self._tell = tell
         self._picture = picture
         self._limits = limits
+
+    def configure(self, settings: DeploymentSettings, group: GroupSettings) -> None:
+        """Go on under the settings of another generation, with everything that is known of the target.
+
+        What was learned of another target (an address, a key, a certificate has changed) says nothing about this one, so a
+        deployment that was ejected for a bad key is admitted as soon as the key is mended.
+        """
+        if _target(settings) != _target(self.settings):
+            self.breaker.reset()
+            self.cool_down.clear()
+            self.was_ready = False
+            self._ready = PeakEwma(LATENCY_DECAY_S, self._clock)
+            self._first_audio = PeakEwma(LATENCY_DECAY_S, self._clock)
+            self._spent_until = -math.inf
+        # An operator's word wins over what the file said then, not over what its author has written since.
+        if self.removed or settings.state != self.settings.state:
+            self.override_state = None
+        if self.removed or settings.weight != self.settings.weight:
+            self.override_weight = None
+        self.removed = False
+        self.settings = settings
+        self.breaker.settings = group.breaker
+        self.starts.limit = settings.rpm
+        self.tokens.limit = settings.tpm
 
     # --- Candidate ----------------------------------------------------------------------------------
 
@@ -426,6 +452,27 @@ class Deployment:
         return "cooling_down" if self.cool_down.active else state.value
 
 
+def _target(settings: DeploymentSettings) -> DeploymentSettings:
+    """Return what of the settings says whom to dial and as whom, with all else made equal."""
+    return replace(
+        settings,
+        position=0,
+        weight=1.0,
+        order=0,
+        max_sessions=None,
+        rpm=None,
+        tpm=None,
+        state="ready",
+        problem="",
+        ready="first_event",
+        ready_grace_s=0.0,
+        connect_timeout_s=0.0,
+        ready_timeout_s=0.0,
+        timeout_s=None,
+        health_check=None,
+    )
+
+
 class Group:
     """A public model name with its deployments and its strategy."""
 
@@ -441,7 +488,7 @@ class Group:
 
 
 class Pool:
-    """All groups of a generation.
+    """All groups of the generation in force.
 
     Args:
         settings: the generation.
@@ -463,30 +510,72 @@ class Pool:
         limits: Limits | None = None,
     ) -> None:
         self._clock = clock
+        self._rng = rng
         self._tell = tell
         self._picture = picture if picture is not None else Picture(clock)
         self._limits = limits if limits is not None else Alone()
-        self.groups: Mapping[str, Group] = {name: self._group(group, rng) for name, group in settings.groups.items()}
+        self.turn = 0  # changes whenever a generation is applied
+        self.groups: Mapping[str, Group] = {}
+        self.leaving: tuple[Deployment, ...] = ()  # removed by a generation, and perhaps not by their last session yet
+        self._aliases: Mapping[str, str] = {}
+        self._hidden_aliases: frozenset[str] = frozenset()
+        self.apply(settings)
+
+    def apply(self, settings: Settings) -> None:
+        """Put a generation in the place of the one in force, in one step.
+
+        Deployments and strategies that it has in common with the one before go on with all that they know; a deployment is the
+        same by its id, in the same group and of the same provider.
+
+        Raises:
+            Exception: what a strategy raises that cannot be made; nothing has changed then.
+        """
+        # A third party's strategy may refuse its options, or fail: before anything has changed.
+        strategies = {name: self._strategy(group) for name, group in settings.groups.items()}
+        before = {_identity(deployment.settings): deployment for deployment in (*self.leaving, *self.deployments)}
+        self.groups = {
+            name: Group(group, tuple(self._deployment(item, group, before) for item in group.deployments), strategies[name])
+            for name, group in settings.groups.items()
+        }
+        for deployment in before.values():
+            deployment.removed = True
+        self.leaving = tuple(deployment for deployment in before.values() if deployment.sessions)
         self._aliases = settings.aliases
         self._hidden_aliases = settings.hidden_aliases
+        self.turn += 1
 
-    def _group(self, settings: GroupSettings, rng: random.Random) -> Group:
-        deployments = tuple(
-            Deployment(
-                item,
-                settings,
-                clock=self._clock,
-                rng=rng,
-                tell=self._tell,
-                picture=self._picture,
-                limits=self._limits,
-            )
-            for item in settings.deployments
-        )
+    def _strategy(self, settings: GroupSettings) -> Strategy:
+        """Return the group's strategy: the one it has, unless another one is configured."""
+        was = self.groups.get(settings.name)
+        if was is not None and was.settings.strategy == settings.strategy:
+            return was.strategy
         cls = cast(Callable[..., Strategy], settings.strategy.cls)
         # Each strategy draws from a generator of its own, so that one group's choices do not depend on another's traffic.
-        strategy = cls(settings.strategy.options, rng=random.Random(rng.getrandbits(64)))
-        return Group(settings, deployments, strategy)
+        return cls(settings.strategy.options, rng=random.Random(self._rng.getrandbits(64)))
+
+    def _deployment(
+        self, settings: DeploymentSettings, group: GroupSettings, before: dict[tuple[str, str, str], Deployment]
+    ) -> Deployment:
+        """Return a group's deployment: the one that exists, taken out of ``before``, or a new one."""
+        known = before.pop(_identity(settings), None)
+        if known is not None:
+            known.configure(settings, group)
+            return known
+        return Deployment(
+            settings,
+            group,
+            clock=self._clock,
+            rng=self._rng,
+            tell=self._tell,
+            picture=self._picture,
+            limits=self._limits,
+        )
+
+    def forget_left(self) -> tuple[Deployment, ...]:
+        """Return those of ``leaving`` whose last session has ended, and keep them no longer."""
+        left = tuple(deployment for deployment in self.leaving if not deployment.sessions)
+        self.leaving = tuple(deployment for deployment in self.leaving if deployment.sessions)
+        return left
 
     def find(self, model: str) -> Group | None:
         """The group of a public name or alias."""
@@ -502,8 +591,14 @@ class Pool:
         return tuple(sorted(alias for alias, name in self._aliases.items() if name == group))
 
     @property
+    def every(self) -> Iterator[Deployment]:
+        """Every deployment, those included that a generation removed and that still have sessions."""
+        yield from self.deployments
+        yield from self.leaving
+
+    @property
     def deployments(self) -> Iterator[Deployment]:
-        """Every deployment."""
+        """Every deployment of the generation in force."""
         for group in self.groups.values():
             yield from group.deployments
 
@@ -515,3 +610,7 @@ class Pool:
             if fallback is not None:
                 seen.setdefault(name, fallback)
         return tuple(seen.values())
+
+
+def _identity(settings: DeploymentSettings) -> tuple[str, str, str]:
+    return settings.id, settings.group, settings.provider

@@ -73,6 +73,7 @@ class Search:
         call: for strategies.
         forward: group → what travels upstream, for each may allow other names.
         started: monotonic seconds.
+        turn: of the pool, when it began.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Search:
         call: Call,
         forward: Callable[[Group], Forward],
         started: float,
+        turn: int = 0,
     ) -> None:
         self.session = session
         self.group = group
@@ -91,6 +93,7 @@ class Search:
         self.call = call
         self.forward = forward
         self.started = started
+        self.turn = turn
         self.deadline = started + group.settings.total_timeout_s
         self.attempts: list[Attempt] = []  # those that have ended
         self.under_way: dict[str, tuple[Deployment, float]] = {}  # the others: when their dial began, by deployment's id
@@ -118,6 +121,8 @@ class Search:
                 outcome=UNDER_WAY,
                 seconds=now - started,
                 raced=True,
+                provider=deployment.settings.provider,
+                model=deployment.settings.model,
             )
             for deployment, started in self.under_way.values()
         )
@@ -188,6 +193,7 @@ class Routing:
             call=call,
             forward=forward,
             started=self._clock(),
+            turn=self._pool.turn,
         )
 
     async def open(self, search: Search) -> Opened:
@@ -290,6 +296,8 @@ class Routing:
 
     def _choose(self, search: Search, racing: Collection[Deployment]) -> tuple[Group, Deployment] | None:
         """The next deployment to dial, by order, fallbacks, and fail-open; ``None``: nothing is left for now."""
+        if search.turn != self._pool.turn:
+            self._follow(search)
         if not search.dials_left:
             self._nothing(search, racing, (), decisions.NO_DIALS_LEFT)
             return None
@@ -379,6 +387,14 @@ class Routing:
             chosen=None,
             why=why,
         )
+
+    def _follow(self, search: Search) -> None:
+        """Go on under the generation that has come meanwhile; what it removed is dialled no more, what it brought can be."""
+        search.turn = self._pool.turn
+        group = self._pool.groups.get(search.group.settings.name)
+        if group is not None:
+            search.group = group
+            search.chain = self._pool.chain(group)
 
     def _may_dial(self, search: Search, deployment: Deployment) -> bool:
         """What failed for a reason that does not pass is not dialled again in this session."""
@@ -494,6 +510,8 @@ class Routing:
             seconds=seconds,
             detail=detail,
             raced=search.over,
+            provider=deployment.settings.provider,
+            model=deployment.settings.model,
         )
         search.under_way.pop(deployment.id, None)
         search.attempts.append(attempt)

@@ -64,8 +64,12 @@ class AdminError(Exception):
 class Configuration(Protocol):
     """The configuration that is in force, and how it comes to another one."""
 
-    def describe(self) -> Document:
-        """Return what ``GET /admin/config`` answers (``documents.Config``)."""
+    async def describe(self) -> Document:
+        """Return what ``GET /admin/config`` answers (``documents.Config``).
+
+        Raises:
+            OSError: whoever knows cannot be asked.
+        """
 
     async def reload(self, trigger: str) -> Document:
         """Read the file again, and return the same document; a file that was refused stands in it as well.
@@ -97,7 +101,7 @@ class FixedConfiguration:
             "last_reload": {"at": loaded_at, "trigger": "start", "successful": True, "errors": [], "warnings": []},
         }
 
-    def describe(self) -> Document:
+    async def describe(self) -> Document:
         """Return it."""
         return self._document
 

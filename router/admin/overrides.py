@@ -11,6 +11,9 @@ from typing import Any, Final
 
 from router.config.settings import Settings
 
+#: Deployment's id → ``state`` and ``weight``, as the file says.
+Configured = Mapping[str, Mapping[str, Any]]
+
 _STATES: Final = frozenset({"ready", "drain", "maint"})
 # More than any file has deployments; who says more is not understood.
 _MOST: Final = 100_000
@@ -28,12 +31,12 @@ class Overrides:
         # Id → field → (the word, what the file said then).
         self._words: dict[str, dict[str, tuple[Any, Any]]] = {}
 
-    def note(self, args: Mapping[str, Any], settings: Settings) -> None:
+    def note(self, args: Mapping[str, Any], configured: Configured) -> None:
         """Remember a word.
 
         Args:
             args: those of the act ``set``.
-            settings: the generation it was said to.
+            configured: by the generation it was said to.
 
         Raises:
             ValueError: it is no such act.
@@ -41,8 +44,8 @@ class Overrides:
         id = args.get("id")
         if not isinstance(id, str):
             raise ValueError(f"id: found {type(id).__name__}, expected a text")
-        configured = _configured(settings).get(id)
-        if configured is None or len(self._words) >= _MOST:
+        said_to = configured.get(id)
+        if said_to is None or len(self._words) >= _MOST:
             # Nobody's deployment; the workers will say so.
             return
         words = self._words.setdefault(id, {})
@@ -53,16 +56,15 @@ class Overrides:
             if value is None:
                 words.pop(name, None)
             elif allowed(value):
-                words[name] = (value, configured[name])
+                words[name] = (value, said_to[name])
             else:
                 raise ValueError(f"{name}: found {str(value)[:40]!r}, expected a state or a weight")
         if not words:
             del self._words[id]
         self.version += 1
 
-    def settle(self, settings: Settings) -> None:
+    def settle(self, configured: Configured) -> None:
         """A new generation is in force: forget for good what was said to another configuration."""
-        configured = _configured(settings)
         for id, words in list(self._words.items()):
             for name, (_, then) in list(words.items()):
                 if id not in configured or configured[id][name] != then:
@@ -71,9 +73,8 @@ class Overrides:
                 del self._words[id]
         self.version += 1
 
-    def of(self, settings: Settings) -> Iterator[dict[str, Any]]:
+    def of(self, configured: Configured) -> Iterator[dict[str, Any]]:
         """Yield the arguments of the acts that bring a worker of this generation to where the others are."""
-        configured = _configured(settings)
         for id, words in self._words.items():
             args = {
                 name: value for name, (value, then) in words.items() if id in configured and configured[id][name] == then
@@ -82,7 +83,8 @@ class Overrides:
                 yield {"id": id, **args}
 
 
-def _configured(settings: Settings) -> dict[str, dict[str, Any]]:
+def configured_of(settings: Settings) -> Configured:
+    """Return what a generation says of its deployments."""
     return {
         deployment.id: {"state": deployment.state, "weight": deployment.weight}
         for group in settings.groups.values()

@@ -139,7 +139,7 @@ class AdminRoutes:
 
     async def _config(self, request: web.Request, operator: Operator) -> web.Response:
         self._query(request, "NoQuery")
-        return _answer(self._configuration.describe())
+        return _answer(await self._configuration.describe())
 
     async def _fleet(self, request: web.Request, operator: Operator) -> web.Response:
         self._query(request, "NoQuery")

@@ -50,10 +50,13 @@ GAUGES: Final[Mapping[str, Rule]] = {
     f"{_PREFIX}deployment_ejected_seconds": "max",
     f"{_PREFIX}build_info": "max",
     f"{_PREFIX}config_generation": "max",
+    f"{_PREFIX}config_restart_needed": "max",
     f"{_PREFIX}config_last_reload_success_timestamp_seconds": "max",
     # One that refused the last configuration is one too many.
     f"{_PREFIX}config_last_reload_successful": "min",
     f"{_PREFIX}fleet_members": "max",
+    # All of them, or one by itself.
+    f"{_PREFIX}draining": "max",
     # The oldest.
     f"{_PREFIX}fleet_picture_age_seconds": "max",
     # The other workers' sessions are in it, and in the sum of ``deployment_sessions`` as well.
@@ -117,9 +120,15 @@ def fold(gone: Sequence[Packed]) -> list[list[Any]]:
     ]
 
 
-def counter(name: str, text: str, value: float) -> list[list[Any]]:
-    """Return a counter without labels as packed metrics; ``name`` without ``_total``."""
-    return [[name, text, "counter", [[f"{name}_total", {}, value]]]]
+def counter(name: str, text: str, values: Iterable[tuple[Mapping[str, str], float]]) -> list[list[Any]]:
+    """Return a counter as packed metrics.
+
+    Args:
+        name: without ``_total``.
+        text: its description.
+        values: labels and value of each sample.
+    """
+    return [[name, text, "counter", [[f"{name}_total", dict(labels), value] for labels, value in values]]]
 
 
 _Sample = tuple[str, dict[str, str], float]

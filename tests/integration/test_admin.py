@@ -143,7 +143,7 @@ class Reloading:
         self.successful = True
         self.triggers: list[str] = []
 
-    def describe(self) -> dict[str, Any]:
+    async def describe(self) -> dict[str, Any]:
         """As the contract wants it."""
         problem = {"file": "f", "line": 3, "path": "x", "found": "1", "expected": "2", "hint": "", "text": "f:3: x: found 1"}
         last = {"at": 1.0, "trigger": "api", "successful": self.successful, "errors": [], "warnings": []}
@@ -159,7 +159,7 @@ class Reloading:
     async def reload(self, trigger: str) -> dict[str, Any]:
         """Note it."""
         self.triggers.append(trigger)
-        return self.describe()
+        return await self.describe()
 
 
 async def test_every_documented_operation_answers_as_documented(simulator: SimulatorFactory) -> None:

@@ -190,7 +190,7 @@ def test_the_dead_are_folded_into_one() -> None:
 
 def test_what_the_parent_counts_is_added() -> None:
     """Workers say 0 replacements each."""
-    own = merge.counter(f"{PREFIX}{RESTARTS}", RESTARTS_TEXT, 3)
+    own = merge.counter(f"{PREFIX}{RESTARTS}", RESTARTS_TEXT, [({}, 3)])
     assert value(merge.merge([travelled(process()), own], []), f"{PREFIX}{RESTARTS}_total") == 3
 
 
@@ -210,12 +210,12 @@ def test_nothing_that_was_shown_ever_falls(steps: list[tuple[int, str]]) -> None
         if step == "count":
             counts[number] += 1
         elif step == "say":
-            said[number] = merge.counter("c", "Text.", counts[number])
+            said[number] = merge.counter("c", "Text.", [({}, counts[number])])
         else:
             gone = merge.fold([gone, said[number]])
             said[number], counts[number] = (), 0
         # The worker of this step answers, the others hang.
-        answered = merge.counter("c", "Text.", counts[number])
+        answered = merge.counter("c", "Text.", [({}, counts[number])])
         said[number] = answered
         page = value(merge.merge([answered], [gone, *(one for other, one in enumerate(said) if other != number)]), "c_total")
         assert page is not None and page >= shown
@@ -306,7 +306,7 @@ def test_numbers_that_json_has_not() -> None:
 )
 def test_what_is_no_metric_is_left_out(odd: Any) -> None:
     """Senseless parts of what a worker says hurt neither the rest of it nor the others."""
-    good = merge.counter("c", "Text.", 2)
+    good = merge.counter("c", "Text.", [({}, 2)])
     merged = list(merge.merge([good, odd, good], []))
     assert value(merged, "c_total") == 4
     assert {key for key in values(merged) if key[0] != "c_total"} == set()
