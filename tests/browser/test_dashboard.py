@@ -11,14 +11,17 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from router.events import SessionRecord
 from router.simulator.pytest_plugin import SimulatorFactory
 from tests.helpers.operations import Operations, decision, deployment, operations, session
 from tests.helpers.pages import DESKTOP, PHONE, axe_source, chromium, expect, findings, fits, opened
+from tests.helpers.processes import router_process, written
 from tests.helpers.running import RunningRouter, config_of, next_type, running_router
 
 if TYPE_CHECKING:
@@ -502,3 +505,34 @@ async def test_an_operator_s_round_on_a_real_router(simulator: SimulatorFactory,
         await page.get_by_role("button", name="Disconnect").click()
         spoken = await router.until(SessionRecord, where=lambda one: one.principal == "dashboard")
         assert (spoken.deployment, spoken.turns) == ("west", 1)
+
+
+@SIZES
+async def test_a_refused_file_of_a_real_router(simulator: SimulatorFactory, tmp_path: Path, size: ViewportSize) -> None:
+    """A reload of a broken file is refused in the dialog, the error stands with its line, and goes with the next good file."""
+    config = config_of(await simulator(name="east"), general={"master_key": MASTER, "watch": False})
+    file = written(tmp_path, yaml.safe_dump(config, sort_keys=False))
+    async with (
+        router_process(file) as router,
+        chromium() as browser,
+        opened(browser, f"{router.http}/", size=size) as page,
+    ):
+        await log_in(page)
+        await go(page, "Configuration")
+        good = file.read_text(encoding="utf-8")
+        file.write_text(good + "router_setings: {}\n", encoding="utf-8")
+        await page.get_by_role("button", name="Reload…").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Reload").click()
+        await expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("router_setings")
+        await page.get_by_role("button", name="Cancel").click()
+        errors = page.get_by_role("table", name="Errors")
+        await expect(errors).to_contain_text(str(good.count("\n") + 1))
+        await expect(errors).to_contain_text("router_setings")
+        await expect(page.get_by_text("The last reload was refused (1 error); generation 1 stays in force.")).to_be_visible()
+
+        file.write_text(good.replace("east", "west"), encoding="utf-8")
+        await page.get_by_role("button", name="Reload…").click()
+        await agree(page, "Reload")
+        await expect(errors).to_have_count(0)
+        await go(page, "Deployments")
+        await expect(page.get_by_role("link", name="west")).to_be_visible()
