@@ -25,7 +25,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from router import events
 from router._version import __version__
-from router.errors import RouterError
+from router.errors import Overloaded, RouterError
 from router.fleet.beat import Fleet
 from router.pool import Deployment
 from router.retry import Outcome
@@ -43,6 +43,9 @@ RESTARTS_TEXT: Final = "Workers that ended on their own and were replaced."
 STATES: Final = ("admitting", "ejected", "probing", "cooling_down", "draining", "maint", "misconfigured")
 
 _OUTCOMES: Final = frozenset(outcome.value for outcome in Outcome)
+# For these nothing is blamed, so they never eject.
+_BLAMELESS: Final = frozenset({Outcome.READY, Outcome.RATE_LIMITED, Outcome.CLIENT_REQUEST, Outcome.CLIENT_GONE})
+_REASONS: Final = tuple(outcome.value for outcome in Outcome if outcome not in _BLAMELESS)
 _SIDES: Final = frozenset({"client", "upstream"})
 _WHO: Final = _SIDES | {"router"}
 _PHASES: Final = frozenset({"waiting", "idle", "turn"})
@@ -260,6 +263,10 @@ class Metrics:
         self._config_reloads = self._make(Counter, "config_reloads", "Configurations that were read.", ("result",))
         for result in ("success", "failure"):
             self._config_reloads.labels(result)
+        # ``increase()`` misses a series' first value, and of these the first is one too many.
+        for level in sorted(_LEVELS):
+            self._notices.labels(level)
+        self._refused.labels(str(Overloaded.http_status), Overloaded.code)
 
     def _make(self, cls: type[F], name: str, text: str, labels: tuple[str, ...] = (), **more: Any) -> F:
         family = cls(f"{PREFIX}{name}", text, labels, registry=self._registry, **more)
@@ -377,6 +384,8 @@ class Metrics:
                 family.labels(*key)
             for outcome in Outcome:
                 self._attempts.labels(*key, outcome.value)
+            for reason in _REASONS:
+                self._ejections.labels(*key, reason)
 
     def _drop(self, families: Iterable[tuple[MetricWrapperBase, tuple[str, ...]]], label: str, value: str) -> None:
         self._children.clear()
