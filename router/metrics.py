@@ -136,6 +136,10 @@ class Metrics:
     def watch_fleet(self, fleet: Fleet | None) -> None:
         """Show from now on how this process is joined to others; ``None``: it is not."""
         self._fleet = fleet
+        if fleet is not None:
+            # As with deployments: the first failure must not be missed.
+            for outcome in sorted(_BEAT_OUTCOMES):
+                self._beats.labels(outcome)
 
     def forget(self, deployment: str) -> None:
         """Drop what was counted for a deployment that a later generation removed, once its last session has ended.
