@@ -122,4 +122,4 @@ check-wheel: build
 clean:
 	rm -rf .venv-run .venv-test .venv-lock dist build .accel accel/build accel/dist accel/*.egg-info \
 	    .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov tests/node/node_modules
-	find router strategies tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find router strategies tests benchmarks grafana -name __pycache__ -type d -prune -exec rm -rf {} +

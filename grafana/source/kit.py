@@ -386,18 +386,18 @@ def _override(name: str, property_id: str, value: Any, *, regex: bool = False) -
 # --- pages --------------------------------------------------------------------------------------
 
 
-def variable(name: str, label: str, metric: str, where: str = "", *, of: str | None = None) -> Json:
+def variable(name: str, label: str, metric: str, where: str = "", *, all_of: str | None = ".+") -> Json:
     """A template variable with the values that a label has now, all of them chosen at first.
 
     Args:
-        name: as queries write it.
+        name: of the label; queries write it so.
         label: as the reader sees it.
         metric: that has the label.
         where: matchers of other variables, without braces.
-        of: the label, where it is not called like the variable.
+        all_of: stands for all in queries; ``None``: the values that there are.
     """
-    query = f"label_values({metric}{{{where}}}, {of or name})"
-    return {
+    query = f"label_values({metric}{{{where}}}, {name})"
+    found: Json = {
         "type": "query",
         "name": name,
         "label": label,
@@ -407,18 +407,19 @@ def variable(name: str, label: str, metric: str, where: str = "", *, of: str | N
         "sort": 1,
         "multi": True,
         "includeAll": True,
-        # The series of what is gone since are still wanted in the past.
-        "allValue": ".+",
         "current": {"text": ["All"], "value": ["$__all"]},
         "options": [],
         "regex": "",
         "hide": 0,
     }
+    # With any value the series of what is gone since are there in the past.
+    return found if all_of is None else {**found, "allValue": all_of}
 
 
 _INFO: Final = "realtime_router_deployment_info"
 _VARIABLES: Final[Mapping[str, Json]] = {
-    "job": variable("job", "Job", "realtime_router_build_info"),
+    # Not any job: up and process_… are not a router's only.
+    "job": variable("job", "Job", "realtime_router_build_info", all_of=None),
     "instance": variable("instance", "Replica", "realtime_router_build_info", 'job=~"$job"'),
     "group": variable("group", "Group", _INFO, HERE),
     "deployment": variable("deployment", "Deployment", _INFO, GROUP),

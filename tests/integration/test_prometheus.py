@@ -38,6 +38,8 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="on
 # The rules' minutes are seconds here, so a scrape has to come more often than once a second.
 FASTER = 60
 SCRAPE = "500ms"
+# Sessions that a process holds at most.
+MOST = 40
 # 200 ms of silence at 24 kHz: a turn is committed by hand, so nothing listens for a voice.
 SILENCE = base64.b64encode(bytes(9600)).decode()
 # Long enough that a second answer finds a part of it cached.
@@ -158,7 +160,7 @@ def _config(sims: Mapping[str, Simulator], router: Mapping[str, Any], general: M
         deployment_of(sims["small"], model="small", max_sessions=4),
         # Ejections end soon, so that there are some to be seen, and readmissions too.
         router={**router, "routing_strategy": "weighted-random", "cooldown_time": 1, "total_timeout_s": 2},
-        general={**general, "max_sessions": 40},
+        general={**general, "max_sessions": MOST},
         groups={"chat": {"fallbacks": ["voice"]}, "short": {"idle_timeout_s": 1}},
     )
 
@@ -233,7 +235,7 @@ NO_FLEET = dict.fromkeys(
     "the router has no fleet",
 )
 VIEWS = {
-    "all": View(job=".+", instance=".+", empty={}),
+    "all": View(job="(realtime-router|realtime-router-alone)", instance=".+", empty={}),
     "one process of a fleet": View(job="realtime-router", instance="a", empty={}),
     "two workers of a fleet": View(
         job="realtime-router",
@@ -454,13 +456,30 @@ async def test_an_outage_makes_alerts_fire_and_its_end_ends_them(scene: Scene) -
         await fires("NearLimit", job="realtime-router-alone", deployment="small", limit="sessions")
         assert not await firing(server, "NearLimit", job="realtime-router")
 
-    # 6. A worker dies.
+    # 6. A process is full; then the provider drops what runs.
+    async with AsyncExitStack() as held:
+        for _ in range(MOST):
+            await held.enter_async_context(connect(scene.routers["alone"].url("voice"), proxy=None, ping_interval=None))
+        await fires("Overloaded", instance="alone", load=[("alone", "voice")])
+
+    async def dropped() -> bool:
+        # Who drops sessions so soon is ejected in between.
+        with contextlib.suppress(InvalidStatus):
+            async with AsyncExitStack() as held:
+                for _ in range(3):
+                    await held.enter_async_context(connect(scene.routers["alone"].url("short"), proxy=None))
+                scene.sims["short"].close_sessions(1011)
+        return await firing(server, "UpstreamEndsSessions", job="realtime-router-alone", group="short")
+
+    await server.until(dropped, "UpstreamEndsSessions fires")
+
+    # 7. A worker dies.
     async with aiohttp.ClientSession(trust_env=False) as http, http.get(f"{scene.routers['b'].http}/admin/deployments") as answer:
         [worker, _] = (await answer.json())["workers"]
     os.kill(worker["pid"], signal.SIGKILL)
     await fires("WorkerRestarts", instance="b")
 
-    # 7. Redis is gone.
+    # 8. Redis is gone.
     await scene.redis.kill()
     for name in ("a", "b"):
         await fires("FleetLost", instance=name)
@@ -469,7 +488,7 @@ async def test_an_outage_makes_alerts_fire_and_its_end_ends_them(scene: Scene) -
     await scene.redis.start()
     await silent("FleetLost", job="realtime-router")
 
-    # 8. A replica is gone.
+    # 9. A replica is gone.
     assert not await firing(server, "TargetDown")
     await scene.routers["alone"].kill()
     await fires("TargetDown", job="realtime-router-alone", instance="alone")
