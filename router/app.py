@@ -44,6 +44,7 @@ from router.relay.farewell import Farewell
 from router.relay.leg import Leg
 from router.relay.takeover import take_client
 from router.routing import Opened, Search
+from router.tracecontext import trace_context
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 SERVER_NAME: Final = f"realtime-router/{__version__}"
@@ -164,9 +165,10 @@ class Surface:
         peer = peer_address(request)
         began = _Began()
         facts = {"principal": "", "model": ""}  # for the log of a refusal
+        trace = trace_context(head) if self._engine.traced else None
         try:
             if self.retired:
-                raise ShuttingDown(retry_after_s=1.0)
+                raise ShuttingDown(retry_after_s=self._engine.retry_after_s)
             upgrade = handshake.parse(head, self._server, peer=peer)
             peer = upgrade.client
             facts["model"] = upgrade.model[:128]
@@ -192,13 +194,14 @@ class Surface:
                     client=upgrade.client,
                     call=handshake.to_call(upgrade, group.settings, principal),
                     forward=forward,
+                    trace=trace,
                 ),
                 accept,
             )
         except RouterError as error:
             if began.response is not None:
                 return began.response
-            return await self._refuse(request, head, session, error, peer, facts)
+            return await self._refuse(request, head, session, error, peer, facts, trace)
         except ConnectionResetError:
             # The client left while its 101 was on the way; the record says so.
             return began.response if began.response is not None else web.Response(status=499)
@@ -232,6 +235,7 @@ class Surface:
         error: RouterError,
         peer: str,
         facts: Mapping[str, str],
+        trace: Mapping[str, str] | None,
     ) -> web.StreamResponse:
         """Tell a client that it gets no session, in the form that it can read."""
         if not error.recorded:
@@ -244,6 +248,7 @@ class Surface:
                     client=peer,
                     principal=facts["principal"],
                     model=facts["model"],
+                    trace=trace,
                 )
             )
         how = handshake.refusal(head, self._server)
@@ -304,8 +309,8 @@ class Surface:
 
     async def ready(self, request: web.Request) -> web.StreamResponse:
         """New sessions are welcome; providers have no say in this."""
-        if self._engine.stopping or self.retired:
-            return json_response({"status": "stopping"}, status=503)
+        if self._engine.draining or self._engine.stopping or self.retired:
+            return json_response({"status": "draining"}, status=503)
         return json_response({"status": "ok"})
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:
@@ -595,8 +600,26 @@ class Server:
     def retire(self) -> None:
         """Listen no longer and begin no session; those that are under way go on."""
         self._surface.retired = True
+        self.leave()
+
+    def leave(self) -> None:
+        """Listen no longer; whoever has connected until now is served."""
         for listener in self._listeners:
             listener.close()
+
+    @property
+    def connections(self) -> int:
+        """Of clients and operators, those of sessions included."""
+        return self._limits.open
+
+    async def _part(self, request: web.Request, response: web.StreamResponse) -> None:
+        """While draining an answer is its connection's last one, so that load balancers move on to another router."""
+        if not self._engine.draining or response.status == 101:
+            return
+        response.force_close()
+        # aiohttp has decided on its own header before; a 426 must keep the word that belongs to its "Upgrade".
+        upgrade = response.headers.get("Connection", "").lower() == "upgrade"
+        response.headers["Connection"] = "Upgrade, close" if upgrade else "close"
 
     async def _listen(
         self, listen: ListenSettings, routes: list[web.RouteDef], sockets: Sequence[socket.socket] | None
@@ -604,6 +627,7 @@ class Server:
         app = web.Application(middlewares=[in_json(self._engine.tell)], client_max_size=64 * 1024)
         app.add_routes(routes)
         app.on_response_prepare.append(_name_server)
+        app.on_response_prepare.append(self._part)
         runner = web.AppRunner(
             app,
             handle_signals=False,

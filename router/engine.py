@@ -27,13 +27,16 @@ from router.events import (
     SessionRecord,
     SessionStarted,
     Traffic,
+    Turn,
+    TurnEnded,
     UsageRecorded,
 )
 from router.fleet.beat import Fleet
 from router.fleet.exchange import Exchange
 from router.fleet.picture import Picture
+from router.generations import Change, change_of
 from router.health import Prober
-from router.pool import Change, Deployment, Group, Pool
+from router.pool import Deployment, Group, Pool
 from router.providers import ErrorKind, error_kind
 from router.providers.base import Forward
 from router.relay.contract import SessionEnd, error_event
@@ -52,6 +55,9 @@ TRAFFIC_INTERVAL_S = 5.0
 
 # How long a connection that was cut takes to be gone; a turn or two of the event loop.
 _CUT_TIMEOUT_S = 0.5
+
+# How often a session that has to end is looked at for a quiet moment.
+_QUIET_LOOK_S = 0.05
 
 _EARLY_CLOSE = Verdict(outcome=Outcome.EARLY_CLOSE, blames=True, transient=True)
 
@@ -81,6 +87,7 @@ class Request:
         client: address, for the log.
         call: for strategies.
         forward: group → what travels upstream.
+        trace: see ``events.SessionStarted``.
     """
 
     session: str
@@ -89,6 +96,7 @@ class Request:
     client: str
     call: Call
     forward: Callable[[Group], Forward]
+    trace: Mapping[str, str] | None = None
 
 
 # Given the upstream that was found, sends the client's 101; returns its leg and what came behind the request.
@@ -146,7 +154,11 @@ class Engine:
             rng=self.rng,
             admission=gate,
         )
+        self.traced = settings.server.tracing  # observers are told of turns and of clients' traces; fixed at the start
+        self.draining = False  # its end has begun: no load balancer should send anybody here
         self.stopping = False  # no new sessions any more
+        self.retry_after_s = 1.0  # what clients are told that come then
+        self._ending = False  # those that run are being ended
         self.room: int | None = None  # most sessions that the descriptors allow; ``None``: nobody has counted them
         self._probers: dict[Deployment, tuple[DeploymentSettings, asyncio.Task[None]]] = {}
         self._started = False
@@ -222,7 +234,8 @@ class Engine:
             Exception: a strategy cannot be made; the generation in force stays.
         """
         group_of = {deployment.id: deployment.settings.group for deployment in self.pool.deployments}
-        change = self.pool.apply(settings)
+        change = change_of(self.settings, settings)
+        self.pool.apply(settings)
         self.settings = settings
         self.generation = generation
         server = settings.server
@@ -274,15 +287,28 @@ class Engine:
         if self.fleet is not None:
             await self.fleet.joined.wait()
 
+    async def end_quietly(self, *, code: int, reason: str, timeout_s: float, hurry: Callable[[], bool]) -> None:
+        """Refuse new sessions and end each running one as it comes to a quiet moment.
+
+        Args:
+            code, reason: of the CLOSE.
+            timeout_s: it returns after this, when not all have ended before; those that run on are left to ``end_all``.
+            hurry: whether it should return before that.
+        """
+        self._end_searches()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._relays and not hurry():
+                    for relay in list(self._relays.values()):
+                        if relay.quiet:
+                            _end_relay(relay, code=code, reason=reason)
+                    await asyncio.sleep(_QUIET_LOOK_S)
+
     async def end_all(self, *, code: int, reason: str, timeout_s: float) -> None:
         """Refuse new sessions and end the running ones politely; return when they have ended, or after ``timeout_s``."""
-        self.stopping = True
-        # Their clients are told at once, and need not wait for a dial that hangs.
-        while self._searching:
-            self._searching.pop().cancel()
-        message = error_event("router_shutting_down", "The router is shutting down.")
+        self._end_searches()
         for relay in list(self._relays.values()):
-            relay.end(cause="shutdown", code=code, reason=reason, error_event=message)
+            _end_relay(relay, code=code, reason=reason)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self._relays or self._pending:
@@ -297,9 +323,15 @@ class Engine:
                     self._relay_ended.clear()
                     await self._relay_ended.wait()
 
+    def _end_searches(self) -> None:
+        self.stopping = self._ending = True
+        # Their clients are told at once, and need not wait for a dial that hangs.
+        while self._searching:
+            self._searching.pop().cancel()
+
     async def close(self) -> None:
         """End what runs in the background."""
-        self.stopping = True
+        self.stopping = self._ending = True
         await self.tasks.close(timeout_s=1.0)
         if self.fleet is not None:
             await self.fleet.leave()
@@ -316,7 +348,7 @@ class Engine:
             KeyLimitReached: the key's own limit is reached.
         """
         if self.stopping:
-            raise ShuttingDown(retry_after_s=1.0)
+            raise ShuttingDown(retry_after_s=self.retry_after_s)
         if self.sessions >= self.max_sessions or self._pending >= self.settings.server.max_pending:
             raise Overloaded(retry_after_s=5.0)
         limit = principal.max_sessions
@@ -363,6 +395,7 @@ class Engine:
                 group=request.group.settings.name,
                 principal=request.principal.name,
                 client=request.client,
+                trace=request.trace,
             )
         )
         opened = await self._open(request, search)
@@ -392,6 +425,7 @@ class Engine:
             if leg is not None:
                 leg.release()
             books.flush()
+            books.accounting.end_turns()
             self._record(request, search, books, end, ready_s=ready_s, deployment=opened.deployment.id)
             if relay is not None:
                 relay.dissolve()
@@ -403,7 +437,7 @@ class Engine:
         self._searching.add(task)
         try:
             opened = await self.routing.open(search)
-            if self.stopping:
+            if self._ending:
                 # ``end_all`` did not see this session: one that began now would be cut without a word.
                 opened.upstream.close(1001)
                 opened.lease.release()
@@ -420,7 +454,7 @@ class Engine:
             raise
         except asyncio.CancelledError:
             # Whoever cancels: the server when its client has left, or the end of the process.
-            if self.stopping:
+            if self._ending:
                 self._record(request, search, None, None, who="router", cause="shutdown", status=503)
                 # Cancelled by ``end_all``, which wanted to end the search and not the request (unless the client left as well).
                 if task not in self._searching and task.uncancel() == 0:
@@ -530,6 +564,11 @@ class Engine:
         self.tell(Notice(level="error", event="task failed", facts={"task": name, "error": error}))
 
 
+def _end_relay(relay: Relay, *, code: int, reason: str) -> None:
+    message = error_event("router_shutting_down", "The router is shutting down.")
+    relay.end(cause="shutdown", code=code, reason=reason, error_event=message)
+
+
 class _Books:
     """Ties a session's accounting to its deployment and the observers."""
 
@@ -537,6 +576,7 @@ class _Books:
         self.group = request.group
         self.tellable = opened.upstream.tellable
         self._tell = engine.tell
+        self._session = request.session
         self._deployment = opened.deployment
         self._early_close_s = request.group.settings.breaker.early_close_s
         self._started = engine.clock()
@@ -549,6 +589,7 @@ class _Books:
             on_trouble=self._on_trouble,
             on_limits=self._deployment.reported,
             on_tick=self._on_tick,
+            on_turn=self._on_turn if engine.traced else None,
         )
 
     def flush(self) -> None:
@@ -572,6 +613,19 @@ class _Books:
     def _on_first_audio(self, seconds: float) -> None:
         self._deployment.first_audio(seconds)
         self._tell(FirstAudio(deployment=self._deployment.id, group=self._deployment.settings.group, seconds=seconds))
+
+    def _on_turn(self, turn: Turn) -> None:
+        settings = self._deployment.settings
+        self._tell(
+            TurnEnded(
+                session=self._session,
+                deployment=settings.id,
+                group=settings.group,
+                provider=settings.provider,
+                model=settings.model,
+                turn=turn,
+            )
+        )
 
     def _on_trouble(self, code: str, kind: str) -> None:
         """A failed turn tells of limits and quota too (PROTOCOL §3); the running session itself is not touched."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from router.config.settings import Settings
+from router.config.settings import BreakerSettings, DeploymentSettings, Settings
 from router.errors import Problem
 
 # What cannot change in a running process: the key's name, and its value in settings.
@@ -63,6 +63,33 @@ def effective(running: Settings, wanted: Settings) -> Effective:
     return Effective(settings=replace(wanted, server=server, fleet=running.fleet), restart_needed=tuple(waiting))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What one generation changed about the deployments of the one before it; ids, in the file's order."""
+
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+def change_of(old: Settings, new: Settings) -> Change:
+    """Return what ``new`` changes about the deployments of ``old``. Another place in the file is no change."""
+    was, now = _deployments(old), _deployments(new)
+    return Change(
+        added=tuple(one for one in now if one not in was),
+        changed=tuple(one for one in now if one in was and now[one] != was[one]),
+        removed=tuple(one for one in was if one not in now),
+    )
+
+
+def _deployments(settings: Settings) -> dict[str, tuple[DeploymentSettings, BreakerSettings]]:
+    return {
+        deployment.id: (replace(deployment, position=0), group.breaker)
+        for group in settings.groups.values()
+        for deployment in group.deployments
+    }
+
+
 def exposed(settings: Settings, *, is_loopback: Callable[[str], bool], file: str) -> tuple[Problem, ...]:
     """Return why settings would open the router to everybody: no key any more, on addresses that others reach.
 
@@ -98,6 +125,11 @@ def problem_document(problem: Problem) -> dict[str, Any]:
     }
 
 
+def problem_of(document: Mapping[str, Any]) -> Problem:
+    """Return the problem of a document that ``problem_document`` made."""
+    return Problem(**{name: document[name] for name in ("file", "line", "path", "found", "expected", "hint")})
+
+
 @dataclass(slots=True, kw_only=True)
 class History:
     """What is known of the generations of a process, for operators.
@@ -123,6 +155,19 @@ class History:
     trigger: str = "start"
     errors: Sequence[Problem] = ()
     warnings: Sequence[Problem] = ()
+
+    def accepted(
+        self, *, trigger: str, at: float, warnings: Sequence[Problem], restart_needed: Sequence[str], watching: bool
+    ) -> None:
+        """A configuration that was read is in force; it is the next generation."""
+        self.generation += 1
+        self.loaded_at = self.at = at
+        self.trigger, self.errors, self.warnings = trigger, (), warnings
+        self.restart_needed, self.watching = restart_needed, watching
+
+    def refused(self, *, trigger: str, at: float, errors: Sequence[Problem], warnings: Sequence[Problem]) -> None:
+        """A configuration that was read is not in force."""
+        self.at, self.trigger, self.errors, self.warnings = at, trigger, errors, warnings
 
     def describe(self) -> Mapping[str, Any]:
         """Return it as the admin API shows it."""

@@ -44,7 +44,7 @@ from router import events
 from router.config.settings import Secret
 from router.redaction import MASK, Redactor, secrets_of
 
-__all__ = ["Log", "LogObserver", "configure", "register_secrets", "secrets_of"]
+__all__ = ["Log", "LogObserver", "configure", "register_secrets", "secrets_of", "shown", "shown_name"]
 
 LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -83,6 +83,19 @@ def set_level(level: LogLevel) -> None:
 def register_secrets(secrets: Iterable[str | Secret]) -> None:
     """Hide these in every line from now on; call it with ``secrets_of(settings)`` for each generation of the configuration."""
     _redactor.register(secrets)
+
+
+def shown(text: str, limit: int = MAX_TEXT_CHARS) -> str:
+    """Return a text from outside as a line of the log would show it: legal Unicode, without secrets, bounded.
+
+    For whatever else leaves the process.
+    """
+    return _text(text, limit)
+
+
+def shown_name(name: str) -> str:
+    """Return a name of the configuration likewise; one that only looks like a key is left as it is."""
+    return _configured_name(name)
 
 
 # --- text that cannot do harm --------------------------------------------------------------------

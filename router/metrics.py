@@ -164,6 +164,10 @@ class Metrics:
         self._config_successful.set(1)
         self._config_reloads.labels("success", "start").inc()
 
+    def draining(self) -> None:
+        """The process drains from now on."""
+        self._draining.set(1)
+
     def loop_lag(self, seconds: float) -> None:
         """The event loop was late by this much; ``router.lag.LoopLag`` tells it."""
         self._loop_lag.observe(seconds)
@@ -250,6 +254,7 @@ class Metrics:
         # Each process says 1 and 0; of several, the parent adds up and puts in what it counted.
         self._make(Gauge, "workers", "Processes that serve.").set(1)
         self._make(Counter, RESTARTS, RESTARTS_TEXT)
+        self._draining = self._make(Gauge, "draining", "1: it is about to end; new sessions belong elsewhere.")
         self._loop_lag = self._make(Histogram, "event_loop_lag_seconds", "By how much timers fired late.", buckets=_LAG_BUCKETS_S)
         self._config_generation = self._make(Gauge, "config_generation", "Number of the configuration in force.")
         self._config_successful = self._make(Gauge, "config_last_reload_successful", "1: the last configuration was accepted.")

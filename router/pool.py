@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Protocol, cast
 
 from router.breaker import Breaker, BreakerState, Ticket
-from router.config.settings import BreakerSettings, DeploymentSettings, GroupSettings, Settings
+from router.config.settings import DeploymentSettings, GroupSettings, Settings
 from router.events import Admitted, ConfigAlarm, CooledDown, Ejected, Observers
 from router.fleet.picture import Picture
 from router.limits import CoolDown, SlidingWindow
@@ -419,15 +419,6 @@ class Group:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """What one generation changed about the deployments of the one before it; ids, in the file's order."""
-
-    added: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-
-
 class Pool:
     """All groups of the generation in force.
 
@@ -462,7 +453,7 @@ class Pool:
         self._hidden_aliases: frozenset[str] = frozenset()
         self.apply(settings)
 
-    def apply(self, settings: Settings) -> Change:
+    def apply(self, settings: Settings) -> None:
         """Put a generation in the place of the one in force, in one step.
 
         Deployments and strategies that it has in common with the one before go on with all that they know; a deployment is the
@@ -474,7 +465,6 @@ class Pool:
         # A third party's strategy may refuse its options, or fail: before anything has changed.
         strategies = {name: self._strategy(group) for name, group in settings.groups.items()}
         before = {_identity(deployment.settings): deployment for deployment in (*self.leaving, *self.deployments)}
-        was = self._kept_apart()
         self.groups = {
             name: Group(group, tuple(self._deployment(item, group, before) for item in group.deployments), strategies[name])
             for name, group in settings.groups.items()
@@ -485,16 +475,6 @@ class Pool:
         self._aliases = settings.aliases
         self._hidden_aliases = settings.hidden_aliases
         self.turn += 1
-        now = self._kept_apart()
-        return Change(
-            added=tuple(one for one in now if one not in was),
-            changed=tuple(one for one in now if one in was and now[one] != was[one]),
-            removed=tuple(one for one in was if one not in now),
-        )
-
-    def _kept_apart(self) -> dict[str, tuple[DeploymentSettings, BreakerSettings]]:
-        """Return what makes each deployment what it is; its place in the file does not."""
-        return {item.id: (replace(item.settings, position=0), item.breaker.settings) for item in self.deployments}
 
     def _strategy(self, settings: GroupSettings) -> Strategy:
         """Return the group's strategy: the one it has, unless another one is configured."""

@@ -13,18 +13,17 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from router import logs, watch
-from router.config import Loaded, load
-from router.config.loader import is_loopback
+from router.config import Loaded
+from router.config.loader import is_loopback, load_text, read_text
 from router.config.settings import Settings
 from router.errors import ConfigError, Problem
 from router.events import Notice, Observers, Reloaded
-from router.generations import History, effective, exposed
-from router.pool import Change
+from router.generations import Change, History, change_of, effective, exposed
 from router.tasks import Tasks
 
 # While a file is read, the thread that does it gives way to the event loop this often; Python's default of 5 ms would be heard.
@@ -51,28 +50,36 @@ class Source:
         """Return the source of a configuration that is about to be read."""
         return cls(path=path, seen=watch.marks_of([os.path.abspath(path)]), host=host, port=port)
 
-    def files(self, loaded: Loaded) -> tuple[str, ...]:
-        """Return the absolute names of the files that the configuration was read from."""
-        return (os.path.abspath(self.path), *loaded.files)
+    def files(self, secrets: Sequence[str]) -> tuple[str, ...]:
+        """Return the absolute names of the files that make the configuration: its own first, then those with secrets."""
+        return (os.path.abspath(self.path), *secrets)
 
-    def load(self) -> Loaded:
-        """Read and check the file once more.
+    def read(self) -> str:
+        """Return what is in the file.
 
         Raises:
-            ConfigError: it cannot be used.
+            ConfigError: it cannot be read.
         """
         with contextlib.suppress(OSError):
             if stat.S_ISFIFO(os.stat(self.path).st_mode):
                 # The shell's <(command): nobody writes into it any more, and a read would wait for ever.
                 found = "a pipe, which can be read once"
                 raise ConfigError([Problem(file=self.path, line=None, path="(file)", found=found, expected="a file")])
-        return load(self.path, host=self.host, port=self.port)
+        return read_text(self.path)
+
+    def check(self, text: str) -> Loaded:
+        """Check what was in the file.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
+        return load_text(text, path=self.path, host=self.host, port=self.port)
 
 
 class Apply(Protocol):
     """Puts a generation in force."""
 
-    def __call__(self, settings: Settings, *, generation: int) -> Change:
+    def __call__(self, settings: Settings, *, generation: int) -> object:
         """Do so in one step.
 
         Raises:
@@ -80,11 +87,83 @@ class Apply(Protocol):
         """
 
 
-def history_of(loaded: Loaded, source: Source | None) -> History:
+def history_of(loaded: Loaded, source: Source) -> History:
     """Return the history of a process that starts with a configuration."""
-    watching = source is not None and loaded.settings.server.watch
-    name = None if source is None else source.path
-    return History(file=name, loaded_at=time.time(), watching=watching, warnings=loaded.warnings)
+    watching = loaded.settings.server.watch
+    return History(file=source.path, loaded_at=time.time(), watching=watching, warnings=loaded.warnings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A generation that was read and can be in force in this process.
+
+    Attributes:
+        settings: to be in force.
+        restart_needed: keys of the file whose values are not in these settings.
+        change: what it changes.
+        warnings: what was said of it.
+        files: see ``Loaded``.
+    """
+
+    settings: Settings
+    restart_needed: tuple[str, ...]
+    change: Change
+    warnings: tuple[Problem, ...]
+    files: tuple[str, ...]
+
+
+def prepare(source: Source, text: str, running: Settings) -> Prepared:
+    """Check a configuration and see what of it a running process can have. Takes long; not for an event loop.
+
+    Args:
+        source: where it is from.
+        text: what the file holds.
+        running: in force in the process.
+
+    Raises:
+        ConfigError: it cannot be in force; with all its problems.
+    """
+    try:
+        loaded = source.check(text)
+    except ConfigError:
+        raise
+    except Exception as error:  # a third party's strategy is imported
+        raise ConfigError([unexpected(source, error)]) from error
+    wanted = effective(running, loaded.settings)
+    if problems := exposed(wanted.settings, is_loopback=is_loopback, file=source.path):
+        raise ConfigError(problems, warnings=loaded.warnings)
+    return Prepared(
+        settings=wanted.settings,
+        restart_needed=wanted.restart_needed,
+        change=change_of(running, wanted.settings),
+        warnings=loaded.warnings,
+        files=loaded.files,
+    )
+
+
+async def prepare_in_thread(source: Source, text: str, running: Settings) -> Prepared:
+    """Do what ``prepare`` does beside the event loop, which hardly feels it."""
+    with _giving_way():
+        return await asyncio.to_thread(prepare, source, text, running)
+
+
+def put_in_force(prepared: Prepared, *, generation: int, apply: Apply, running: Settings) -> None:
+    """Put a generation in force in this process.
+
+    Raises:
+        Exception: what ``apply`` raises; the one in force stays.
+    """
+    # Before anything can be said of the new keys.
+    logs.register_secrets(logs.secrets_of(prepared.settings))
+    apply(prepared.settings, generation=generation)
+    if prepared.settings.server.log_level != running.server.log_level:
+        logs.set_level(prepared.settings.server.log_level)
+
+
+def unexpected(source: Source, error: Exception) -> Problem:
+    """Return what went wrong where nothing should have, for an operator."""
+    found = f"what cannot be put in force ({type(error).__name__})"
+    return Problem(file=source.path, line=None, path="", found=found, expected="a configuration that can")
 
 
 class Reloader:
@@ -103,7 +182,7 @@ class Reloader:
         self._apply = apply
         self._tell = tell
         self._history = history_of(loaded, source)
-        self._files = source.files(loaded)
+        self._files = source.files(loaded.files)
         # What the files held when they were read last, by whatever trigger.
         self._seen: watch.Marks = {**watch.marks_of(loaded.files), **source.seen}
         self._reading = asyncio.Lock()
@@ -147,67 +226,53 @@ class Reloader:
     async def _reload(self, trigger: str) -> None:
         async with self._reading:
             # Taken before the file is read: what is written meanwhile is seen as another change.
-            seen = await asyncio.to_thread(watch.marks_of, self._files)
-            with _giving_way():
-                try:
-                    loaded = await asyncio.to_thread(self._source.load)
-                except ConfigError as error:
-                    self._seen = seen
-                    self._refused(trigger, error.problems, error.warnings)
-                    return
-                except Exception as error:
-                    self._seen = seen
-                    self._refused(trigger, (self._unexpected(error),), ())
-                    raise
-            self._files = self._source.files(loaded)
-            self._seen = seen if seen.keys() == set(self._files) else await asyncio.to_thread(watch.marks_of, self._files)
-            self._put_in_force(trigger, loaded)
+            self._seen = await asyncio.to_thread(watch.marks_of, self._files)
+            try:
+                text = await asyncio.to_thread(self._source.read)
+                prepared = await prepare_in_thread(self._source, text, self._settings)
+            except ConfigError as error:
+                self._refused(trigger, error.problems, error.warnings)
+                return
+            files = self._source.files(prepared.files)
+            if files != self._files:
+                self._files = files
+                self._seen = {**await asyncio.to_thread(watch.marks_of, files), files[0]: self._seen[files[0]]}
+            self._put_in_force(trigger, prepared)
 
-    def _put_in_force(self, trigger: str, loaded: Loaded) -> None:
-        wanted = effective(self._settings, loaded.settings)
-        settings = wanted.settings
-        if problems := exposed(settings, is_loopback=is_loopback, file=self._source.path):
-            self._refused(trigger, problems, loaded.warnings)
-            return
-        # Before anything can be said of the new keys.
-        logs.register_secrets(logs.secrets_of(settings))
-        generation = self._history.generation + 1
+    def _put_in_force(self, trigger: str, prepared: Prepared) -> None:
+        history, settings = self._history, prepared.settings
         try:
-            change = self._apply(settings, generation=generation)
+            put_in_force(prepared, generation=history.generation + 1, apply=self._apply, running=self._settings)
         except Exception as error:
-            self._refused(trigger, (self._unexpected(error),), loaded.warnings)
+            self._refused(trigger, (unexpected(self._source, error),), prepared.warnings)
             return
-        if settings.server.log_level != self._settings.server.log_level:
-            logs.set_level(settings.server.log_level)
         self._settings = settings
-        now = time.time()
-        history = self._history
-        history.generation, history.loaded_at, history.restart_needed = generation, now, wanted.restart_needed
-        history.watching = settings.server.watch
-        history.at, history.trigger, history.errors, history.warnings = now, trigger, (), loaded.warnings
+        history.accepted(
+            trigger=trigger,
+            at=time.time(),
+            warnings=prepared.warnings,
+            restart_needed=prepared.restart_needed,
+            watching=settings.server.watch,
+        )
         self._tell(
             Reloaded(
                 trigger=trigger,
-                generation=generation,
-                at=now,
-                warnings=loaded.warnings,
-                restart_needed=wanted.restart_needed,
-                added=change.added,
-                changed=change.changed,
-                removed=change.removed,
+                generation=history.generation,
+                at=history.at,
+                warnings=prepared.warnings,
+                restart_needed=prepared.restart_needed,
+                added=prepared.change.added,
+                changed=prepared.change.changed,
+                removed=prepared.change.removed,
             )
         )
 
     def _refused(self, trigger: str, errors: tuple[Problem, ...], warnings: tuple[Problem, ...]) -> None:
         history = self._history
-        history.at, history.trigger, history.errors, history.warnings = time.time(), trigger, errors, warnings
+        history.refused(trigger=trigger, at=time.time(), errors=errors, warnings=warnings)
         self._tell(
             Reloaded(trigger=trigger, generation=history.generation, at=history.at, errors=errors, warnings=warnings)
         )
-
-    def _unexpected(self, error: Exception) -> Problem:
-        found = f"what cannot be put in force ({type(error).__name__})"
-        return Problem(file=self._source.path, line=None, path="", found=found, expected="a configuration that can")
 
     def _blind(self, error: OSError) -> None:
         facts = {"error": error, "instead": "the file is looked at now and then"}
@@ -225,6 +290,3 @@ def _giving_way() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
-
-
-__all__ = ["Reloader", "Source", "history_of"]

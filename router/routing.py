@@ -120,6 +120,8 @@ class Search:
                 outcome=UNDER_WAY,
                 seconds=now - started,
                 raced=True,
+                provider=deployment.settings.provider,
+                model=deployment.settings.model,
             )
             for deployment, started in self.under_way.values()
         )
@@ -433,6 +435,8 @@ class Routing:
             seconds=seconds,
             detail=detail,
             raced=search.over,
+            provider=deployment.settings.provider,
+            model=deployment.settings.model,
         )
         search.under_way.pop(deployment.id, None)
         search.attempts.append(attempt)

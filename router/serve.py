@@ -8,8 +8,10 @@ from functools import partial
 from router import logs
 from router.config import Loaded
 from router.events import Notice, Observers
+from router.handover import HandoverFailed
 from router.process import drop_unread, open_missing_streams, run, serve_until_signal
 from router.reload import Source
+from router.succession import inherit
 
 
 def serve(loaded: Loaded, source: Source) -> int:
@@ -27,13 +29,19 @@ def serve(loaded: Loaded, source: Source) -> int:
     tell = Observers([observer])
     for warning in loaded.warnings:
         tell(Notice(level="warning", event="configuration", facts={"warning": str(warning)}))
+    try:
+        inheritance = inherit(server)
+    except HandoverFailed as error:
+        print(error, file=sys.stderr)
+        return 1
     if server.workers > 1:
         # Forks, so it must not have an event loop.
         from router.workers.parent import Parent
 
-        code = Parent(loaded.settings, tell).run()
+        code = Parent(loaded.settings, tell, inheritance=inheritance).run()
     else:
-        code = run(partial(serve_until_signal, loaded.settings, tell, source=source, loaded=loaded))
+        start = partial(serve_until_signal, loaded.settings, tell, source=source, loaded=loaded, inheritance=inheritance)
+        code = run(start)
     observer.flush()
     drop_unread(sys.stderr)
     return code

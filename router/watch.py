@@ -33,6 +33,10 @@ _MOST_BYTES: Final = 64 * 1024 * 1024
 
 #: File → what it holds, as a digest; nothing when it cannot be read.
 Marks = Mapping[str, bytes]
+#: What can be seen of files; it changes with them.
+Looks = tuple[tuple[int, ...], ...]
+#: Of a file that is not there.
+NOTHING: Final = (0,)
 
 
 def folders(file: str) -> set[str]:
@@ -79,13 +83,14 @@ def _mark(file: str) -> bytes:
         return b""
 
 
-def _looks(files: Iterable[str]) -> tuple[tuple[int, ...], ...]:
+def looks(files: Iterable[str]) -> Looks:
+    """Return what can be seen of files without reading them."""
     found: list[tuple[int, ...]] = []
     for file in files:
         try:
             status = os.stat(file)
         except OSError:
-            found.append((0,))
+            found.append(NOTHING)
         else:
             found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
     return tuple(found)
@@ -95,12 +100,12 @@ async def settled(files: Collection[str]) -> None:
     """Return when files have stopped to change: what is half written must not be read, for it may be a legal file."""
     loop = asyncio.get_running_loop()
     ends = loop.time() + MOST_UNSETTLED_S
-    before = _looks(files)
+    before = looks(files)
     while loop.time() < ends:
         await asyncio.sleep(SETTLED_S)
-        now = _looks(files)
+        now = looks(files)
         # A file that is not there is about to be: an editor has moved the old one away.
-        if now == before and (0,) not in now:
+        if now == before and NOTHING not in now:
             return
         before = now
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import os
 import stat
@@ -39,6 +40,8 @@ _WELL_KNOWN_KEYS = frozenset(
 _SHORT_KEY = 16
 # What ``Call.principal`` says for sessions without a virtual key.
 _RESERVED_NAMES = frozenset({"master", "anonymous"})
+# What router.tracing needs of the extra [otel].
+_TRACING_MODULES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 # Read once: what a type checker knows of the system it runs on must not decide what it sees of this module.
 _PLATFORM: Final[str] = sys.platform
 
@@ -72,25 +75,32 @@ def load(
     Raises:
         ConfigError: the file cannot be used; with all its problems.
     """
+    return load_text(read_text(path), path=path, environ=environ, host=host, port=port)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a configuration file, without a look at what it says.
+
+    Raises:
+        ConfigError: it cannot be read, or is no text.
+    """
     name = os.fspath(path)
-    text = decode(_read(name), file=printable(name, 200))
-    folder = os.path.dirname(os.path.abspath(name))
-    return _load(text, file=printable(name, 200), environ=environ, folder=folder, host=host, port=port)
+    return decode(_read(name), file=printable(name, 200))
 
 
 def load_text(
     text: str,
     *,
-    file: str = "<string>",
+    path: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] = os.environ,
     host: str | None = None,
     port: int | None = None,
 ) -> Loaded:
-    """Check a configuration that is in memory, as ``load`` does. Relative file names start from the working directory.
+    """Check a configuration that is in memory, as ``load`` does.
 
     Args:
         text: the YAML.
-        file: a name for the problems.
+        path: the file that it is from; ``None``: none, and relative file names start from the working directory.
         environ: as for ``load``.
         host: as for ``load``.
         port: as for ``load``.
@@ -98,7 +108,9 @@ def load_text(
     Raises:
         ConfigError: it cannot be used; with all its problems.
     """
-    return _load(text, file=file, environ=environ, folder=os.getcwd(), host=host, port=port)
+    file = "<string>" if path is None else printable(os.fspath(path), 200)
+    folder = os.getcwd() if path is None else os.path.dirname(os.path.abspath(os.fspath(path)))
+    return _load(text, file=file, environ=environ, folder=folder, host=host, port=port)
 
 
 def _read(name: str) -> bytes:
@@ -338,6 +350,21 @@ def _check_general(general: GeneralSettings, server: ServerSettings, path: Path,
         )
     if server.metrics_auth and server.keyless:
         report.warn((*path, "metrics_auth"), "true without any key", "a master_key", "it has no effect")
+    if server.tracing and not all(map(_is_installed, _TRACING_MODULES)):
+        report.error(
+            (*path, "tracing"),
+            "true without OpenTelemetry",
+            "the extra [otel] beside it, or false",
+            "pip install 'realtime-router[otel]'",
+        )
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module could be imported; it is not."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # what it is in is not there either
+        return False
 
 
 def _check_master_key(key: str, path: Path, report: Report) -> None:

@@ -358,7 +358,7 @@ class GeneralSettings(Section):
     root_path: Annotated[str | None, PathPrefix(), _says("What all paths begin with. Default: nothing.")] = None
     watch: Annotated[bool | None, Flag(), _says("Reload when the file changes. Default true.")] = None
     dashboard: Annotated[bool | None, Flag(), _says("Serve the dashboard at /. Default true.")] = None
-    tracing: Annotated[bool | None, Flag(), _says("Spans by OpenTelemetry. Default false.")] = None
+    tracing: Annotated[bool | None, Flag(), _says("Spans by OpenTelemetry; extra [otel]. Default false.")] = None
 
 
 class File(Section):

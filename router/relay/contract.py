@@ -31,6 +31,10 @@ class Tap(Protocol):
     def phase(self) -> Phase:
         """What the session is doing."""
 
+    @property
+    def quiet(self) -> bool:
+        """Neither an answer is under way or due, nor does the user speak."""
+
     def message(self, side: Side, opcode: int, event_type: str | None, size: int, payload: bytes | None) -> None:
         """A message from ``side`` is complete; ``payload`` is there for the wanted types, up to a limit."""
 

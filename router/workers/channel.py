@@ -4,7 +4,8 @@ The parent's end neither blocks nor waits: what a worker does not take is kept u
 The worker's end lives on its event loop. Messages of a worker to its parent (``k`` tells the kind):
 
     ready                            it accepts connections
-    pulse    sessions                it lives; once a second
+    pulse    sessions, …             it lives; once a second
+    idle                             it drains, and nobody is left
     samples  data                    its metrics (``merge.pack``), now and then and at its end
     ask      id, what, …             a question: beat, acquire, release, leave (``exchange``), metrics, deployments
     told     id, data                the answer to ``tell``; ``data`` is null when it cannot say
@@ -13,6 +14,7 @@ and of the parent to a worker:
 
     answer   id, … or error          to ``ask``
     tell     id, what                a question: metrics, deployments
+    order    stage, left_s, at_once  how far the drain of all of them is (``router.drain``)
 """
 
 from __future__ import annotations
@@ -207,6 +209,9 @@ class Hearer(Protocol):
     def told_to(self, what: str, number: int) -> None:
         """The parent asks; the answer is a ``told`` message with this number. Must not raise."""
 
+    def ordered(self, message: Message) -> None:
+        """The parent orders a stage of the drain. Must not raise."""
+
     def parent_gone(self) -> None:
         """The parent is gone; told once. Must not raise."""
 
@@ -318,6 +323,9 @@ class WorkerEnd(asyncio.Protocol):
 
     def _heard(self, message: Message) -> None:
         kind, number = message.get("k"), message.get("id")
+        if kind == "order":
+            self._hearer.ordered(message)
+            return
         if not isinstance(number, int):
             return
         if kind == "answer":

@@ -56,6 +56,8 @@ GAUGES: Final[Mapping[str, Rule]] = {
     # One that refused the last configuration is one too many.
     f"{_PREFIX}config_last_reload_successful": "min",
     f"{_PREFIX}fleet_members": "max",
+    # All of them, or one by itself.
+    f"{_PREFIX}draining": "max",
     # The oldest.
     f"{_PREFIX}fleet_picture_age_seconds": "max",
     # The other workers' sessions are in it, and in the sum of ``deployment_sessions`` as well.

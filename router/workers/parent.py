@@ -33,15 +33,19 @@ from typing import Any, Final, NoReturn
 from prometheus_client.process_collector import ProcessCollector
 
 from router.config.settings import Settings
+from router.drain import PROGRESS_S, Drain, Stage
 from router.events import Notice, Observers
 from router.fleet import picture
 from router.fleet.board import Board
 from router.fleet.exchange import Wanted
+from router.handover import HandoverFailed
 from router.metrics import PREFIX, RESTARTS, RESTARTS_TEXT, Page
-from router.process import GC_THRESHOLDS, cannot_listen, facts_of, hangup, say, url_of
+from router.process import GC_THRESHOLDS, cannot_start, facts_of, hangup, say, url_of
+from router.succession import NOTHING, Inheritance, Succession
+from router.systemd import notify
 from router.workers import merge
 from router.workers.channel import MOST_UNREAD_BYTES, BadFrame, Message, ParentEnd, Stuck
-from router.workers.sockets import address_of, open_listeners
+from router.workers.sockets import address_of
 from router.workers.worker import Place, work
 
 #: A worker that lived this long is replaced at once ...
@@ -53,8 +57,10 @@ MOST_DELAY_S: Final = 2.0
 GATHER_S: Final = 1.0
 #: Seconds without a word after which a worker is stuck; it speaks once a second.
 SILENT_TICKS: Final = 30
-#: Workers have time limits of their own for their end; the sum of those is below this.
-KILL_AFTER_S: Final = 12.0
+#: Workers have time limits of their own for their end; the sum of those is below this, and this below the 10 s that are promised.
+KILL_AFTER_S: Final = 9.0
+#: The same for an end at once.
+KILL_AT_ONCE_AFTER_S: Final = 6.0
 _TICK_S: Final = 1.0
 # Work that can wait is done in slices of this length: hard limits of the fleet wait for 50 ms at most.
 _SLICE_S: Final = 0.005
@@ -77,6 +83,9 @@ class Worker:
     watched: int = 0  # what the selector looks at, of its channel
     serving: bool = False  # it has said that it accepts connections
     sessions: int = 0  # as it said last
+    by_themselves: int = 0  # sessions that ended while it drained, as it said last ...
+    ended_by_it: int = 0  # ... and those that it ended
+    idle: bool = False  # it drains, and nobody is left
     silent: int = 0  # ticks since it said anything
     samples: merge.Packed = ()  # its metrics, as it said last
     # What it was asked and has not answered yet; one question of a kind at a time.
@@ -141,6 +150,7 @@ class Parent:
     Args:
         settings: the generation; ``server.workers`` says how many.
         tell: observers in this process, and the workers' own.
+        inheritance: listening sockets that are there already.
         work: what a worker does in its process; it returns the exit code.
         clock: monotonic seconds.
         silent_ticks: see ``SILENT_TICKS``.
@@ -153,6 +163,7 @@ class Parent:
         settings: Settings,
         tell: Observers,
         *,
+        inheritance: Inheritance = NOTHING,
         work: Callable[[Settings, Place], int] = work,
         clock: Callable[[], float] = time.monotonic,
         silent_ticks: int = SILENT_TICKS,
@@ -173,6 +184,14 @@ class Parent:
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._next_tick = clock() + _TICK_S
         self._listening = False  # all have served once
+        self._inheritance = inheritance
+        self._succession: Succession  # set by ``_open``
+        self._drain = Drain(clock)
+        self._stage: Stage = "serving"  # that the workers were told of
+        self._why: dict[str, Any] = {}  # of the drain, for the log
+        self._progress_at = math.inf  # only finite while it drains
+        self._by_themselves = 0  # sessions of workers that are gone, see ``Worker``
+        self._ended_by_us = 0
         self._code: int | None = None  # only set once the end has begun
         self._kill_at = math.inf
         self._restarts = 0
@@ -195,8 +214,8 @@ class Parent:
         """Serve until a signal ends it, or the start fails. Returns the exit code."""
         try:
             self._open()
-        except OSError as error:
-            cannot_listen(self._settings, error)
+        except (HandoverFailed, OSError) as error:
+            cannot_start(self._settings, error)
             return 1
         self._catch_signals()
         # What was loaded so far is the same in all processes: a collector that walked it would make each copy it.
@@ -212,17 +231,21 @@ class Parent:
         finally:
             self._close()
         assert self._code is not None
-        self._tell(Notice(level="info", event="stopped"))
+        facts = {"by_themselves": self._by_themselves, "ended": self._ended_by_us}
+        self._tell(Notice(level="info", event="stopped", facts=facts))
         return self._code
 
     # --- beginning and end --------------------------------------------------------------------------
 
     def _open(self) -> None:
-        server = self._settings.server
-        clients = open_listeners(server.listen, server.workers)
-        operators: list[list[socket.socket]] = [[] for _ in clients]
-        if server.ops_listen is not None:
-            operators = open_listeners(server.ops_listen, server.workers)
+        succession = self._succession = Succession(
+            self._settings.server,
+            self._inheritance,
+            workers=self._settings.server.workers,
+            watch=self._watch_socket,
+            tell=self._tell,
+        )
+        clients, operators = succession.clients, succession.operators
         self._clients = len(clients[0])
         self._slots = [
             Slot(number=number, sockets=[*own, *more]) for number, (own, more) in enumerate(zip(clients, operators, strict=True))
@@ -239,14 +262,89 @@ class Parent:
     def _over(self) -> bool:
         return self._code is not None and all(slot.worker is None for slot in self._slots)
 
+    def _advance(self) -> None:
+        """See where the drain is, and have the workers follow."""
+        drain = self._drain
+        now = self._clock()
+        stage = drain.look(idle=all(worker.idle for worker in self._workers()))
+        if stage != self._stage:
+            before, self._stage = self._stage, stage
+            if stage == "ending":
+                self._end(0)
+                return
+            if before == "serving":
+                self._say_draining(stage)
+            elif stage == "refusing":
+                self._say("new sessions are refused")
+            else:
+                self._say("addresses left")
+            self._order()
+            for worker in self._workers():
+                # Of a stage before. Whoever has connected until now may still ask for a session.
+                worker.idle = False
+            if stage == "leaving":
+                # Who waits in them is somebody else's; they must not live on here when that one closes them.
+                self._close_listeners()
+            if stage != "grace":
+                for slot in self._slots:
+                    slot.due_at = math.inf
+                    if slot.worker is None:
+                        self._desert(slot)
+        elif drain.at_once and self._code is not None and self._kill_at > now + KILL_AT_ONCE_AFTER_S:
+            self._kill_at = now + KILL_AT_ONCE_AFTER_S
+            self._order()
+        if now >= self._progress_at and self._code is None:
+            self._progress_at = now + PROGRESS_S
+            gone = self._by_themselves + sum(worker.by_themselves for worker in self._workers())
+            self._say("still draining", left_s=round(drain.left_s, 1), by_themselves=gone, stage=stage)
+
+    def _say_draining(self, stage: Stage) -> None:
+        self._progress_at = self._clock() + PROGRESS_S
+        if not self._drain.successor:
+            notify("STOPPING=1")
+        settings = self._settings.server.drain
+        grace_s = settings.grace_s if stage == "grace" else 0.0
+        self._say("draining", **self._why, grace_s=grace_s, timeout_s=settings.timeout_s)
+
+    def _say(self, event: str, **facts: Any) -> None:
+        workers = self._workers()
+        sessions = sum(worker.sessions for worker in workers)
+        self._tell(Notice(level="info", event=event, facts={"workers": len(workers), "sessions": sessions, **facts}))
+
+    def _order(self, *workers: Worker) -> None:
+        """Tell these, or all of them, how far the drain is."""
+        drain = self._drain
+        left_s = drain.left_s if math.isfinite(drain.left_s) else 0.0
+        for worker in workers or self._workers():
+            self._send(worker, {"k": "order", "stage": drain.stage, "left_s": left_s, "at_once": drain.at_once})
+
+    def _desert(self, slot: Slot) -> None:
+        """Nobody will serve there any more: let the kernel give its share of the connections to the others."""
+        others = {id(sock) for other in self._slots if other.worker is not None for sock in other.sockets}
+        for sock in slot.sockets:
+            if id(sock) not in others:
+                sock.close()
+
+    def _handed_over(self, pid: int) -> None:
+        self._why["successor"] = pid
+        self._drain.handed_over(self._settings.server.drain)
+        self._advance()
+
     def _end(self, code: int) -> None:
-        """Ask every worker to end. The first call decides the exit code."""
+        """Have every worker end. The first call decides the exit code."""
         if self._code is not None:
             return
         self._code = code
-        self._kill_at = self._clock() + self._kill_after_s
+        if code:
+            # The start has failed: there is nobody to be patient with.
+            self._drain.end_at_once()
+        self._stage = self._drain.stage
+        self._say("stopping")
+        at_once_s = KILL_AT_ONCE_AFTER_S if self._drain.at_once else math.inf
+        self._kill_at = self._clock() + min(self._kill_after_s, at_once_s)
         # A socket that its worker has closed must not live on here and gather connections that nobody will serve.
         self._close_listeners()
+        self._order()
         for slot in self._slots:
             slot.due_at = math.inf
             if slot.worker is not None:
@@ -259,6 +357,7 @@ class Parent:
 
     def _close(self) -> None:
         signal.set_wakeup_fd(-1)
+        self._succession.close()
         self._close_listeners()
         for slot in self._slots:
             if slot.worker is not None:  # only after a fault of this program; the worker reads the end of its channel
@@ -273,12 +372,15 @@ class Parent:
         for key, mask in self._selector.select(self._wait_s()):
             if key.data is None:
                 self._signals()
+            elif callable(key.data):
+                key.data()
             else:
                 self._attend(key.data, mask)
         now = self._clock()
         if now >= self._next_tick:
             self._next_tick = now + _TICK_S
             self._tick()
+        self._advance()
         for slot in self._slots:
             if slot.due_at <= now:
                 slot.due_at = math.inf
@@ -295,7 +397,7 @@ class Parent:
     def _wait_s(self) -> float:
         if self._slices:
             return 0.0
-        due = [self._next_tick, self._kill_at, *(slot.due_at for slot in self._slots)]
+        due = [self._next_tick, self._kill_at, self._drain.wakes_at, *(slot.due_at for slot in self._slots)]
         due += [gathering.deadline for gathering in self._gathering.values()]
         return max(0.0, min(due) - self._clock())
 
@@ -316,16 +418,29 @@ class Parent:
         except BlockingIOError:
             return
         for number in numbers:
-            if number in (signal.SIGTERM, signal.SIGINT) and self._code is None:
-                facts = {"workers": len(self._workers()), "sessions": sum(worker.sessions for worker in self._workers())}
-                self._tell(Notice(level="info", event="stopping", facts=facts))
-                self._end(0)
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._asked_to_end(signal.Signals(number))
             elif number == signal.SIGHUP:
                 hangup(self._tell)
         # Signals that come close together may be seen as one: look at everybody.
         for slot in self._slots:
             if slot.worker is not None:
                 self._look_after(slot, slot.worker)
+
+    def _asked_to_end(self, number: signal.Signals) -> None:
+        self._why.setdefault("signal", number.name)
+        # Before all have served nobody knows this router, and nobody who presses Ctrl-C waits for load balancers.
+        grace = number == signal.SIGTERM and self._listening
+        self._drain.signalled(self._settings.server.drain, grace=grace, kept=self._succession.kept)
+        if self._drain.signals == 2:
+            self._tell(Notice(level="warning", event="ending at once", facts={"signal": number.name}))
+
+    def _watch_socket(self, sock: socket.socket, callback: Callable[[], None] | None) -> None:
+        """See ``handover.Watch``."""
+        if callback is None:
+            self._selector.unregister(sock)
+        else:
+            self._selector.register(sock, selectors.EVENT_READ, callback)
 
     def _tick(self) -> None:
         for worker in self._workers():
@@ -372,6 +487,8 @@ class Parent:
         end = ParentEnd(ours, most_unread_bytes=self._most_unread_bytes)
         slot.worker = Worker(number=slot.number, pid=pid, member=member, end=end, born_at=self._clock())
         self._watch(slot.worker)
+        if self._stage != "serving":
+            self._order(slot.worker)
 
     def _become(self, slot: Slot, member: str, channel: socket.socket, parents: socket.socket) -> NoReturn:
         """Be a worker, in the child; nothing of the parent's runs here again."""
@@ -388,12 +505,14 @@ class Parent:
             parents.close()
             self._wake_reader.close()
             self._wake_writer.close()
+            self._succession.forget()
             for other in self._slots:
                 # The others' channels above all: one that is held here would not tell its worker that the parent is gone.
                 if other.worker is not None:
                     other.worker.end.close()
-                if other is not slot:
-                    for sock in other.sockets:
+                for sock in other.sockets:
+                    # Those that do not go round evenly are everybody's.
+                    if not any(sock is mine for mine in slot.sockets):
                         sock.close()
             clients, operators = slot.sockets[: self._clients], slot.sockets[self._clients :]
             place = Place(number=slot.number, member=member, channel=channel, clients=clients, operators=operators)
@@ -432,6 +551,8 @@ class Parent:
         slot.worker = None
         self._board.evict(worker.member)
         self._gone = merge.fold([self._gone, worker.samples])
+        self._by_themselves += worker.by_themselves
+        self._ended_by_us += worker.ended_by_it
         for gathering in self._gathering.values():
             gathering.waiting.discard(worker)
             gathering.heard.pop(worker, None)
@@ -448,6 +569,10 @@ class Parent:
         if not self._listening and not worker.serving and status != 0:
             self._tell(Notice(level="error", event="start failed", facts={"worker": worker.number}))
             self._end(status if status > 0 else 1)
+            return
+        if self._stage not in ("serving", "grace"):
+            # Nobody new is served, so nobody new is needed.
+            self._desert(slot)
             return
         slot.died_at = now
         slot.due_at = now + delay_s(lived_s, slot.early_deaths)
@@ -537,12 +662,16 @@ class Parent:
             self._told(worker, _natural(message, "id"), message.get("data"))
         elif kind == "pulse":
             worker.sessions = _natural(message, "sessions")
+            if "ended" in message:
+                worker.by_themselves, worker.ended_by_it = _natural(message, "by_themselves"), _natural(message, "ended")
+        elif kind == "idle":
+            worker.idle = True
         elif kind == "samples":
             worker.samples = _list(message, "data")
         elif kind == "ready":
             self._ready(worker)
         else:
-            raise Nonsense(f"found a message of kind {str(kind)[:40]!r}, expected ask, told, pulse, samples or ready")
+            raise Nonsense(f"found a message of kind {str(kind)[:40]!r}, expected ask, told, pulse, idle, samples or ready")
 
     def _ready(self, worker: Worker) -> None:
         if worker.serving:
@@ -554,7 +683,7 @@ class Parent:
             slot.died_at = None
             facts = {"worker": worker.number, "pid": worker.pid, "seconds": seconds}
             self._tell(Notice(level="info", event="worker replaced", facts=facts))
-        if not self._listening and self._code is None and all(one.serving for one in self._workers()):
+        if not self._listening and self._stage == "serving" and all(one.serving for one in self._workers()):
             self._listening = len(self._workers()) == len(self._slots)
             if self._listening:
                 self._say_listening()
@@ -567,6 +696,7 @@ class Parent:
         facts = facts_of(self._settings, url, operations)
         facts["workers"] = [worker.pid for worker in self._workers()]
         self._tell(Notice(level="info", event="listening", facts=facts))
+        self._succession.listening(self._handed_over)
 
     def _asked(self, worker: Worker, message: Message) -> None:
         number, what = _natural(message, "id"), message.get("what")

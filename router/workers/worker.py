@@ -20,11 +20,12 @@ from typing import Any, Final, Generic, TypeVar
 from router import logs
 from router.app import MetricsPage, Server
 from router.config.settings import Settings
+from router.departure import Departure
 from router.engine import Engine
-from router.events import Event, Notice, Observers, SessionRecord
+from router.events import Notice, Observers
 from router.lag import LoopLag
 from router.metrics import Metrics
-from router.process import STOP_TIMEOUT_S, assemble, drop_unread, loop_error, run, settle
+from router.process import assemble, drop_unread, loop_error, run, settle, trace
 from router.tasks import Tasks
 from router.workers import merge
 from router.workers.channel import BadFrame, ChannelLost, WorkerEnd
@@ -36,6 +37,8 @@ PULSE_S: Final = 1.0
 _PULSES_PER_SAMPLES: Final = 10
 # Above the time that the parent takes to ask everybody.
 _GATHER_TIMEOUT_S: Final = 3.0
+# How long a signal waits for the parent's word.
+_ORDER_S: Final = 1.0
 # The last words take no longer.
 _FAREWELL_S: Final = 1.0
 _OPENMETRICS: Final = "application/openmetrics-text"
@@ -63,7 +66,7 @@ class Place:
 
 
 def work(settings: Settings, place: Place) -> int:
-    """Serve until a signal, or until the parent is gone and the last session has ended. Returns the exit code.
+    """Serve until the parent orders the end, or is gone and the last session has ended. Returns the exit code.
 
     Args:
         settings: the generation.
@@ -87,30 +90,28 @@ class _Worker:
         self._place = place
         self._tell = tell
         self._tasks = Tasks(on_error=self._task_failed)
-        self._stop = asyncio.Event()
-        self._parent_gone = asyncio.Event()
-        # Whenever a session ends, and when the process is asked to end: the wait for the last session looks again.
-        self._look = asyncio.Event()
         self._pulses_since_samples = 0  # the parent was told of, whether it asked or not
         # All set by ``serve`` before anybody can ask for them.
         self._end: WorkerEnd
         self._engine: Engine
         self._metrics: Metrics
         self._server: Server
+        self._departure: Departure | None = None  # only unset while the process starts
+        self._early: list[Callable[[Departure], None]] = []  # what came meanwhile
 
     async def serve(self) -> int:
         """See ``work``."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopped)
         # The parent says what it does with SIGHUP, once for all.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         loop.set_exception_handler(lambda _, context: loop_error(self._tell, context))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
         self._end = await WorkerEnd.open(self._place.channel, self)
+        tracing = trace(self._settings, self._tell, worker=self._place.number)
         # With a server, the workers of one router are members of the fleet like any other.
         exchange = ParentExchange(self._end) if self._settings.fleet is None else None
         self._engine, self._metrics = assemble(self._settings, self._tell, exchange=exchange, member=self._place.member)
-        self._tell.add(self._look_again)
         pages = {accept: _Together(partial(self._ask_metrics, accept), self._tasks) for accept in ("", _OPENMETRICS)}
         self._server = Server(
             self._engine,
@@ -119,6 +120,17 @@ class _Worker:
             gather_deployments=_Together(self._ask_deployments, self._tasks),
             sockets=(self._place.clients, self._place.operators),
         )
+        self._departure = departure = Departure(
+            self._server,
+            self._engine,
+            self._tell,
+            kept=True,
+            follows=True,
+            on_draining=self._metrics.draining,
+            on_idle=self._idle,
+        )
+        for early in self._early:
+            early(self._departure)
         lag = LoopLag(self._metrics.loop_lag)
         lag.start()
         try:
@@ -129,41 +141,45 @@ class _Worker:
             except ChannelLost:
                 self.parent_gone()
             self._tasks.spawn(self._pulses(), name="pulse")
-            await self._until_the_end()
-            self._tell(Notice(level="info", event="stopping", facts={"sessions": self._engine.sessions}))
-            await self._server.stop(timeout_s=STOP_TIMEOUT_S)
-            self._tell(Notice(level="info", event="stopped"))
+            await departure.run()
+            await departure.stop()
+            if tracing is not None:
+                await tracing.close()
         finally:
             lag.stop()
             await self._tasks.close(timeout_s=_FAREWELL_S)
             self._say_samples()
+            with contextlib.suppress(ChannelLost):
+                self._pulse()
             await self._end.close(timeout_s=_FAREWELL_S)
         return 0
 
-    async def _until_the_end(self) -> None:
-        """Return when the process is asked to end, or when the parent is gone and so is the last session."""
-        while not self._stop.is_set() and not self._parent_gone.is_set():
-            await self._looked()
-        if self._stop.is_set():
-            return
-        facts = {"sessions": self._engine.sessions, "meanwhile": "no new sessions here, those that run go on"}
-        self._tell(Notice(level="error", event="parent process is gone", facts=facts))
-        self._server.retire()
-        while self._engine.sessions and not self._stop.is_set():
-            await self._looked()
+    def _with_departure(self, act: Callable[[Departure], None]) -> None:
+        if self._departure is None:
+            self._early.append(act)
+        else:
+            act(self._departure)
 
-    async def _looked(self) -> None:
-        self._look.clear()
-        await self._look.wait()
+    def _signalled(self, number: signal.Signals) -> None:
+        """Somebody wants this process to end, or all of them."""
+        if not self._end.connected:
+            self._with_departure(lambda departure: departure.signalled(number))
+        elif number == signal.SIGTERM:
+            # Supervisors send it to every process of a service at once: the parent has a moment to say that all of them end, and
+            # how. What a terminal sends to all of them is the parent's alone.
+            asyncio.get_running_loop().call_later(_ORDER_S, self._with_departure, self._end_alone)
 
-    def _stopped(self) -> None:
-        self._stop.set()
-        self._look.set()
+    def _end_alone(self, departure: Departure) -> None:
+        """No order has come, so it was this worker that was meant; the parent replaces it."""
+        if departure.drain.stage == "serving":
+            # Those who connect wait for the replacement, which is better than to be refused.
+            self._server.leave()
+            departure.ordered("ending", 0.0)
 
-    def _look_again(self, event: Event) -> None:
-        if type(event) is SessionRecord:
-            # It is counted no more when this turn of the loop is over, and nobody looks before.
-            self._look.set()
+    def _idle(self) -> None:
+        with contextlib.suppress(ChannelLost):
+            self._pulse()
+            self._end.send({"k": "idle"})
 
     def _task_failed(self, name: str, error: Exception) -> None:
         self._tell(Notice(level="error", event="task failed", facts={"task": name, "error": error}))
@@ -173,11 +189,17 @@ class _Worker:
     async def _pulses(self) -> None:
         while self._end.connected:
             with contextlib.suppress(ChannelLost):
-                self._end.send({"k": "pulse", "sessions": self._engine.sessions})
+                self._pulse()
             self._pulses_since_samples += 1
             if self._pulses_since_samples >= _PULSES_PER_SAMPLES:
                 self._say_samples()
             await asyncio.sleep(PULSE_S)
+
+    def _pulse(self) -> None:
+        message: dict[str, Any] = {"k": "pulse", "sessions": self._engine.sessions}
+        if (departure := self._departure) is not None:
+            message |= {"by_themselves": departure.by_themselves, "ended": departure.ended}
+        self._end.send(message)
 
     def _say_samples(self) -> None:
         self._pulses_since_samples = 0
@@ -217,10 +239,23 @@ class _Worker:
             with contextlib.suppress(ChannelLost):
                 self._end.send({"k": "told", "id": number, "data": None})
 
+    def ordered(self, message: Mapping[str, Any]) -> None:
+        """Follow the parent's clock."""
+        stage, left_s, at_once = message.get("stage"), message.get("left_s"), message.get("at_once")
+        if stage in ("grace", "refusing", "leaving", "ending") and isinstance(left_s, int | float):
+            self._with_departure(lambda departure: departure.ordered(stage, left_s, at_once=at_once is True))
+
     def parent_gone(self) -> None:
         """Go on alone, to the end of the last session."""
-        self._parent_gone.set()
-        self._look.set()
+        self._with_departure(self._go_on_alone)
+
+    def _go_on_alone(self, departure: Departure) -> None:
+        if departure.drain.stage == "ending":
+            return
+        facts = {"sessions": self._engine.sessions, "meanwhile": "no new sessions here, those that run go on"}
+        self._tell(Notice(level="error", event="parent process is gone", facts=facts))
+        self._server.retire()
+        departure.orphaned()
 
 
 class _Together(Generic[T]):

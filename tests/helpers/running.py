@@ -125,8 +125,8 @@ def config_of(
         "model_list": entries,
         "router_settings": {"routing_strategy": "first", **(router or {})},
     }
-    if general:
-        config["general_settings"] = dict(general)
+    # A test that is not about draining ends its router at once.
+    config["general_settings"] = {"drain": {"grace_s": 0, "timeout_s": 0}, **(general or {})}
     if groups:
         config["groups"] = {name: dict(keys) for name, keys in groups.items()}
     return config

@@ -107,6 +107,14 @@ EVERY_EVENT: tuple[events.Event, ...] = (
     attempt_of("timeout", seconds=2.5),
     events.SessionReady(session="s", group="voice", deployment="d1", seconds=2.75, attempts=2, fallback=True),
     events.FirstAudio(deployment="d1", group="voice", seconds=0.45),
+    events.TurnEnded(
+        session="s",
+        deployment="d1",
+        group="voice",
+        provider="openai",
+        model="m",
+        turn=events.Turn(seconds=1.5, status="completed"),
+    ),
     events.Traffic(deployment="d1", counts={("client", "session.update"): (2, 300), ("upstream", "binary"): (5, 5000)}),
     events.UsageRecorded(
         deployment="d1", group="voice", usage=Usage(total=30, input=20, output=10, cached=5, transcription_seconds=1.5)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from router.breaker import BreakerState
-from router.pool import Change
+from router.generations import Change, change_of
 from strategies.base import Call
 from tests.helpers.running import MODEL, config_of, deployment_of, load_config
 from tests.unit.test_pool import BASE, KEY, LIMITED, TIMEOUT, World, fail
@@ -22,7 +22,11 @@ def entry(id: str, base: str = BASE, **params: Any) -> dict[str, Any]:
 
 def apply(world: World, *entries: Any, router: dict[str, Any] | None = None, **more: Any) -> Change:
     """Put another generation in force."""
-    return world.pool.apply(load_config(config_of(*entries, router={"cooldown_jitter": 0, **(router or {})}, **more)).settings)
+    settings = load_config(config_of(*entries, router={"cooldown_jitter": 0, **(router or {})}, **more)).settings
+    change = change_of(world.settings, settings)
+    world.pool.apply(settings)
+    world.settings = settings
+    return change
 
 
 def test_what_stays_keeps_its_state() -> None:

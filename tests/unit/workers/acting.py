@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from router import logs
-from router.config.settings import ListenSettings, ServerSettings, Settings
+from router.config.settings import DrainSettings, ListenSettings, ServerSettings, Settings
 from router.events import Observers
 from router.workers.channel import encode
 from router.workers.parent import Parent
@@ -143,7 +143,8 @@ SCENARIOS: dict[str, Callable[[Settings, Place], int]] = {
 
 def main(name: str) -> int:
     """Run a parent over workers of a scenario."""
-    server = ServerSettings(listen=ListenSettings(host="127.0.0.1", port=0), workers=2)
+    drain = DrainSettings(grace_s=0, timeout_s=0)
+    server = ServerSettings(listen=ListenSettings(host="127.0.0.1", port=0), workers=2, drain=drain)
     logs.configure("json", "info")
     signal.alarm(int(LIFE_S))
     tell = Observers([logs.LogObserver()])

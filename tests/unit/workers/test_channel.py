@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.workers import channel
-from router.workers.channel import MAX_FRAME_BYTES, BadFrame, ChannelLost, Frames, ParentEnd, Stuck, WorkerEnd, encode
+from router.workers.channel import MAX_FRAME_BYTES, BadFrame, ChannelLost, Frames, Message, ParentEnd, Stuck, WorkerEnd, encode
 from tests.helpers.processes import PATIENCE_S
 from tests.helpers.running import until
 
@@ -118,11 +118,16 @@ class Hearing:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, int]] = []
+        self.orders: list[Message] = []
         self.gone = asyncio.Event()
 
     def told_to(self, what: str, number: int) -> None:
         """Note it."""
         self.told.append((what, number))
+
+    def ordered(self, message: Message) -> None:
+        """Note it."""
+        self.orders.append(message)
 
     def parent_gone(self) -> None:
         """Note it."""
