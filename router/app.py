@@ -23,6 +23,9 @@ from aiohttp.typedefs import Middleware
 
 from router import handshake
 from router._version import __version__
+from router.admin.contract import Ask, Configuration, FixedConfiguration
+from router.admin.desk import Desk
+from router.admin.routes import AdminRoutes, Operator
 from router.auth import Authenticator, Principal
 from router.config.settings import ListenSettings, ServerSettings
 from router.engine import Engine, Request, new_session_id
@@ -56,12 +59,10 @@ _RESERVED_DESCRIPTORS: Final = 128
 BACKLOG: Final = 1024
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-# Given an ``Accept`` header, returns the body and content type of a metrics page; one of several processes has to ask for it.
+# Given an ``Accept`` header, returns the body and content type of a metrics page; one of several processes has to ask for it,
+# and raises OSError (TimeoutError is one) when the others cannot be asked.
 MetricsPage = tuple[bytes, str]
 RenderMetrics = Callable[[str], MetricsPage | Awaitable[MetricsPage]]
-# Returns the view of all processes for ``GET /admin/deployments``. Both raise OSError (TimeoutError is one) when the others
-# cannot be asked.
-GatherDeployments = Callable[[], Awaitable[Mapping[str, Any]]]
 
 
 def error_body(error: RouterError) -> dict[str, Any]:
@@ -112,8 +113,9 @@ class Surface:
     Args:
         engine: serves the sessions.
         render_metrics: for ``/metrics``.
-        gather_deployments: for ``/admin/deployments``; ``None``: there is this process alone.
-        wall_clock: epoch seconds, for the expiry of keys.
+        ask: puts operators' questions to all processes; ``None``: there is this process alone.
+        configuration: for operators; ``None``: it stays as it is.
+        wall_clock: epoch seconds, for the expiry of keys and the moments of views.
     """
 
     def __init__(
@@ -121,7 +123,8 @@ class Surface:
         engine: Engine,
         *,
         render_metrics: RenderMetrics,
-        gather_deployments: GatherDeployments | None = None,
+        ask: Ask | None = None,
+        configuration: Configuration | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.retired = False  # no new sessions here any more, those that run go on
@@ -129,8 +132,17 @@ class Surface:
         self._wall_clock = wall_clock
         self.configure(engine.settings.server)
         self._render_metrics = render_metrics
-        self._gather_deployments = gather_deployments
         self._tell: Observers = engine.tell
+        self.desk = Desk(engine, draining=lambda: engine.stopping or self.retired, wall_clock=wall_clock)
+        if configuration is None:
+            configuration = FixedConfiguration(generation=engine.generation, loaded_at=wall_clock())
+        self._admin = AdminRoutes(
+            ask=self.desk.ask if ask is None else ask,
+            configuration=configuration,
+            door=self,
+            tell=self._tell,
+            root_path=self._server.root_path,
+        )
 
     def configure(self, server: ServerSettings) -> None:
         """Go by the settings of another generation."""
@@ -153,7 +165,7 @@ class Surface:
                 routes += [web.get(path, self.realtime), web.get(path + "/", self.realtime)]
             routes.append(web.get("/v1/models", self.models))
         if operations:
-            routes += [web.get("/metrics", self.metrics), web.get("/admin/deployments", self.deployments)]
+            routes += [web.get("/metrics", self.metrics), *self._admin.routes()]
         return routes
 
     # --- sessions -----------------------------------------------------------------------------------
@@ -328,60 +340,23 @@ class Surface:
         body, content_type = page
         return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
-    async def deployments(self, request: web.Request) -> web.StreamResponse:
-        """Every group with its deployments and their live state."""
-        self._require_master(request)
-        if self._gather_deployments is None:
-            return json_response(self.describe())
-        try:
-            return json_response(await self._gather_deployments())
-        except OSError as error:
-            return self._unanswered("deployments", error)
+    def operator(self, request: web.Request, *, acts: bool) -> Operator:
+        """Who asks as an operator.
 
-    def describe(self) -> dict[str, Any]:
-        """Every group with its deployments and their live state, as this process sees them."""
-        fleet = self._engine.fleet
-        groups = []
-        for name, group in self._engine.pool.groups.items():
-            groups.append(
-                {
-                    "group": name,
-                    "strategy": group.settings.strategy.name,
-                    "fallbacks": list(group.settings.fallbacks),
-                    "deployments": [
-                        {
-                            "id": deployment.id,
-                            "provider": deployment.settings.provider,
-                            "model": deployment.settings.model,
-                            "state": deployment.state,
-                            "obstacle": deployment.obstacle() or None,
-                            "reason": deployment.breaker.reason or deployment.settings.problem or None,
-                            "order": deployment.settings.order,
-                            "weight": deployment.weight,
-                            "sessions": deployment.sessions,
-                            "sessions_elsewhere": None if fleet is None else deployment.elsewhere.sessions,
-                            "max_sessions": deployment.max_sessions,
-                            "ready_s": deployment.ready_s if deployment.was_ready else None,
-                            "first_audio_s": deployment.first_audio_s,
-                            "minute_starts": deployment.minute_starts,
-                            "minute_tokens": deployment.minute_tokens,
-                            "headroom": deployment.headroom,
-                            "available_in_s": deployment.available_in_s(),
-                        }
-                        for deployment in group.deployments
-                    ],
-                }
-            )
-        joined = None
-        if fleet is not None:
-            age_s = fleet.picture.age_s
-            joined = {
-                "member": fleet.member,
-                "mode": fleet.mode,
-                "members": fleet.picture.members + 1,
-                "picture_age_s": age_s if math.isfinite(age_s) else None,
-            }
-        return {"generation": self._engine.generation, "fleet": joined, "groups": groups}
+        Args:
+            request: it.
+            acts: it changes something.
+
+        Raises:
+            AuthenticationFailed, PermissionDenied: nobody who may.
+        """
+        principal = self._require_master(request)
+        head = request_head(request)
+        # Any page can make a browser on this host send a request; one with a key cannot be made by a page that does not know it.
+        if acts and self._server.keyless and not handshake.origin_allowed(head.value("origin"), head.value("host"), ()):
+            raise PermissionDenied("A router without keys takes such requests from no other page than its own.")
+        address = handshake.client_address(peer_address(request), head.headers, self._server.trusted_proxies)
+        return Operator(name=principal.name, client=address)
 
     def _unanswered(self, what: str, error: OSError) -> web.Response:
         """Numbers of one process in the place of those of all would be wrong ones."""
@@ -394,10 +369,11 @@ class Surface:
             handshake.check_keyless(head)
         return self._authenticator.authenticate(handshake.credentials(head))
 
-    def _require_master(self, request: web.Request) -> None:
+    def _require_master(self, request: web.Request) -> Principal:
         principal = self._identify(request)
         if not principal.is_master and not self._server.keyless:
             raise PermissionDenied("This needs the master key.")
+        return principal
 
 
 class _Began:
@@ -550,7 +526,7 @@ class Server:
     Args:
         engine: serves the sessions.
         render_metrics: for ``/metrics``.
-        gather_deployments: see ``Surface``.
+        ask, configuration: see ``Surface``.
         sockets: to listen on, those of clients and those of operators; ``None``: it opens its own. Closed with the server.
     """
 
@@ -559,11 +535,12 @@ class Server:
         engine: Engine,
         *,
         render_metrics: RenderMetrics,
-        gather_deployments: GatherDeployments | None = None,
+        ask: Ask | None = None,
+        configuration: Configuration | None = None,
         sockets: tuple[Sequence[socket.socket], Sequence[socket.socket]] | None = None,
     ) -> None:
         self._engine = engine
-        self._surface = Surface(engine, render_metrics=render_metrics, gather_deployments=gather_deployments)
+        self._surface = Surface(engine, render_metrics=render_metrics, ask=ask, configuration=configuration)
         self._sockets = sockets
         self._limits: _Limits  # set by ``start``
         self._runners: list[web.AppRunner] = []
@@ -588,9 +565,10 @@ class Server:
         if server.ops_listen is not None:
             await self._listen(server.ops_listen, self._surface.routes(sessions=False, operations=True), operators)
 
-    def describe(self) -> dict[str, Any]:
-        """See ``Surface.describe``."""
-        return self._surface.describe()
+    @property
+    def desk(self) -> Desk:
+        """What this process answers to operators."""
+        return self._surface.desk
 
     def configure(self, server: ServerSettings) -> None:
         """Go by the settings of another generation, but for those of addresses, which stay as they are."""

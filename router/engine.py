@@ -15,7 +15,7 @@ from typing import cast
 from router.accounting import Accounting
 from router.auth import Principal
 from router.config.settings import DeploymentSettings, FleetSettings, Settings
-from router.errors import KeyLimitReached, Overloaded, RouterError, ShuttingDown
+from router.errors import EndedByOperator, KeyLimitReached, Overloaded, RouterError, ShuttingDown
 from router.events import (
     ConfigAlarm,
     CooledDown,
@@ -36,6 +36,7 @@ from router.fleet.exchange import Exchange
 from router.fleet.picture import Picture
 from router.generations import Change, change_of
 from router.health import Prober
+from router.live import Live
 from router.pool import Deployment, Group, Pool
 from router.providers import ErrorKind, error_kind
 from router.providers.base import Forward
@@ -52,6 +53,9 @@ from strategies.base import Call, Freshness
 
 # How often a running session's counts reach the observers, so that metrics of hour-long calls move.
 TRAFFIC_INTERVAL_S = 5.0
+
+# Told to a client whose search an operator has ended.
+_RETRY_AFTER_S = 5.0
 
 # How long a connection that was cut takes to be gone; a turn or two of the event loop.
 _CUT_TIMEOUT_S = 0.5
@@ -167,6 +171,7 @@ class Engine:
         self._pending = 0  # those of them that look for an upstream
         self._searching: set[asyncio.Task[object]] = set()  # whose these are; ``end_all`` takes out those that it cancels
         self._relays: dict[str, Relay] = {}  # running sessions by id
+        self._live: dict[str, Live] = {}  # all sessions by id, oldest first
         self._relay_ended = asyncio.Event()  # whenever one leaves ``_relays``, or a search ends; for ``end_all``
         self._by_principal: dict[str, int] = {}  # sessions by virtual key's name
         self._by_group: dict[str, int] = {}  # sessions by the group that they asked for
@@ -215,6 +220,26 @@ class Engine:
         """Most sessions at a time."""
         most = self.settings.server.max_sessions
         return most if self.room is None else min(most, self.room)
+
+    @property
+    def live(self) -> Mapping[str, Live]:
+        """Sessions by id, oldest first, those that wait for an upstream included."""
+        return self._live
+
+    def end_session(self, session: str, *, code: int, reason: str) -> bool:
+        """End a session as an operator wants it; return whether there is one. Who searches gets 503, all others ``code``.
+
+        The end has begun when this returns; a client that does not answer is cut a few seconds later.
+        """
+        live = self._live.get(session)
+        if live is None:
+            return False
+        live.end(code=code, reason=reason)
+        task = live.task
+        if task in self._searching:
+            self._searching.discard(task)
+            task.cancel()
+        return True
 
     def start(self) -> None:
         """Begin what runs in the background; inside the event loop."""
@@ -389,6 +414,15 @@ class Engine:
         search = self.routing.search(
             session=request.session, group=request.group, call=request.call, forward=request.forward
         )
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        live = self._live[request.session] = Live(request=request, search=search, task=task, generation=self.generation)
+        try:
+            await self._serve_live(live, accept)
+        finally:
+            del self._live[request.session]
+
+    async def _serve_live(self, live: Live, accept: Accept) -> None:
+        request, search = live.request, live.search
         self.tell(
             SessionStarted(
                 session=request.session,
@@ -398,9 +432,10 @@ class Engine:
                 trace=request.trace,
             )
         )
-        opened = await self._open(request, search)
-        ready_s = self.clock() - search.started
+        opened = live.opened = await self._open(live)
+        ready_s = live.ready_s = self.clock() - search.started
         books = _Books(self, request, opened)
+        live.accounting = books.accounting
         leg: Leg | None = None
         relay: Relay | None = None
         try:
@@ -412,10 +447,13 @@ class Engine:
                 raise
             relay = self._relay(opened, leg, early, books)
             self._relays[request.session] = relay
+            live.joined(relay)
             self._ready(request, search, opened, ready_s)
             await relay.run()
         finally:
             self._relays.pop(request.session, None)
+            # Its numbers are in the record from here on; the relay is taken apart.
+            live.relay = None
             self._relay_ended.set()
             end = relay.summary() if relay is not None else None
             self._judge(opened, books, end, ready_s)
@@ -431,9 +469,9 @@ class Engine:
                 relay.dissolve()
             books.accounting.close()
 
-    async def _open(self, request: Request, search: Search) -> Opened:
+    async def _open(self, live: Live) -> Opened:
+        request, search, task = live.request, live.search, live.task
         self._pending += 1
-        task = cast("asyncio.Task[object]", asyncio.current_task())
         self._searching.add(task)
         try:
             opened = await self.routing.open(search)
@@ -461,6 +499,11 @@ class Engine:
                     refusal = ShuttingDown(retry_after_s=1.0)
                     refusal.recorded = True
                     raise refusal from None
+            elif live.ending is not None and task not in self._searching and task.uncancel() == 0:
+                self._record(request, search, None, None, who="router", cause="admin", status=503)
+                ended = EndedByOperator(retry_after_s=_RETRY_AFTER_S)
+                ended.recorded = True
+                raise ended from None
             else:
                 self._record(request, search, None, None, who="client", cause="lost", status=499)
             raise

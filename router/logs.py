@@ -101,6 +101,11 @@ def shown_name(name: str) -> str:
 # --- text that cannot do harm --------------------------------------------------------------------
 
 
+def clean(text: str) -> str:
+    """Return a text as a line of the log would show it: legal Unicode, bounded, without the secrets that are known or look it."""
+    return _text(text)
+
+
 def _escapes() -> dict[int, str]:
     """Characters that end a line or steer a terminal → how they are shown; the notation is JSON's."""
     codes = [*range(0x20), *range(0x7F, 0xA0)]

@@ -25,7 +25,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from router import events
 from router._version import __version__
-from router.errors import RouterError
+from router.errors import Overloaded, RouterError
 from router.fleet.beat import Fleet
 from router.pool import Deployment
 from router.retry import Outcome
@@ -38,11 +38,16 @@ OTHER: Final = "other"
 # What the parent of several workers counts itself; its text is told in both places.
 RESTARTS: Final = "worker_restarts"
 RESTARTS_TEXT: Final = "Workers that ended on their own and were replaced."
+RELOADS: Final = "config_reloads"
+RELOADS_TEXT: Final = "Configurations that were read."
 
 # Every word that ``Deployment.state`` may say.
 STATES: Final = ("admitting", "ejected", "probing", "cooling_down", "draining", "maint", "misconfigured")
 
 _OUTCOMES: Final = frozenset(outcome.value for outcome in Outcome)
+# For these nothing is blamed, so they never eject.
+_BLAMELESS: Final = frozenset({Outcome.READY, Outcome.RATE_LIMITED, Outcome.CLIENT_REQUEST, Outcome.CLIENT_GONE})
+_REASONS: Final = tuple(outcome.value for outcome in Outcome if outcome not in _BLAMELESS)
 _SIDES: Final = frozenset({"client", "upstream"})
 _WHO: Final = _SIDES | {"router"}
 _PHASES: Final = frozenset({"waiting", "idle", "turn"})
@@ -137,6 +142,10 @@ class Metrics:
     def watch_fleet(self, fleet: Fleet | None) -> None:
         """Show from now on how this process is joined to others; ``None``: it is not."""
         self._fleet = fleet
+        if fleet is not None:
+            # As with deployments: the first failure must not be missed.
+            for outcome in sorted(_BEAT_OUTCOMES):
+                self._beats.labels(outcome)
 
     def forget(self, deployment: str) -> None:
         """Drop what was counted for a deployment that a later generation removed, once its last session has ended.
@@ -167,6 +176,17 @@ class Metrics:
     def draining(self) -> None:
         """The process drains from now on."""
         self._draining.set(1)
+
+    def config_in_force(self, generation: int, *, epoch_s: float, restart_needed: bool) -> None:
+        """Another generation is in force; who has put it there counts it."""
+        self._config_generation.set(generation)
+        self._config_loaded_at.set(epoch_s)
+        self._config_successful.set(1)
+        self._config_restart.set(restart_needed)
+
+    def config_refused(self) -> None:
+        """A new configuration was refused; the one in force stays. Who has refused it counts it."""
+        self._config_successful.set(0)
 
     def loop_lag(self, seconds: float) -> None:
         """The event loop was late by this much; ``router.lag.LoopLag`` tells it."""
@@ -261,13 +281,17 @@ class Metrics:
         self._config_loaded_at = self._make(
             Gauge, "config_last_reload_success_timestamp_seconds", "When a configuration was last accepted."
         )
-        self._config_reloads = self._make(Counter, "config_reloads", "Configurations that were read.", ("result", "trigger"))
+        self._config_reloads = self._make(Counter, RELOADS, RELOADS_TEXT, ("result", "trigger"))
         for trigger in sorted(TRIGGERS):
             for result in ("success", "failure"):
                 self._config_reloads.labels(result, trigger)
         self._config_restart = self._make(
             Gauge, "config_restart_needed", "1: a part of the configuration in the file waits for a restart."
         )
+        # ``increase()`` misses a series' first value, and of these the first is one too many.
+        for level in sorted(_LEVELS):
+            self._notices.labels(level)
+        self._refused.labels(str(Overloaded.http_status), Overloaded.code)
 
     def _make(self, cls: type[F], name: str, text: str, labels: tuple[str, ...] = (), **more: Any) -> F:
         family = cls(f"{PREFIX}{name}", text, labels, registry=self._registry, **more)
@@ -359,13 +383,12 @@ class Metrics:
         self._beat_seconds.observe(event.seconds)
 
     def _reloaded(self, event: events.Reloaded) -> None:
-        accepted = not event.errors
-        self._config_generation.set(event.generation)
-        self._config_successful.set(accepted)
-        self._config_reloads.labels("success" if accepted else "failure", _one_of(event.trigger, TRIGGERS)).inc()
-        if accepted:
-            self._config_loaded_at.set(event.at)
-            self._config_restart.set(bool(event.restart_needed))
+        result = "failure" if event.errors else "success"
+        self._config_reloads.labels(result, _one_of(event.trigger, TRIGGERS)).inc()
+        if event.errors:
+            self.config_refused()
+        else:
+            self.config_in_force(event.generation, epoch_s=event.at, restart_needed=bool(event.restart_needed))
 
     def _gone(self, event: events.DeploymentGone) -> None:
         self.forget(event.deployment)
@@ -399,6 +422,8 @@ class Metrics:
                 family.labels(*key)
             for outcome in Outcome:
                 self._attempts.labels(*key, outcome.value)
+            for reason in _REASONS:
+                self._ejections.labels(*key, reason)
 
     def _drop(self, families: Iterable[tuple[MetricWrapperBase, tuple[str, ...]]], label: str, value: str) -> None:
         self._children.clear()

@@ -11,11 +11,12 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from enum import Enum
 from types import TracebackType
 from typing import Final, Protocol, cast
 
 from router.breaker import Breaker, BreakerState, Ticket
-from router.config.settings import DeploymentSettings, GroupSettings, Settings
+from router.config.settings import DeploymentSettings, DeploymentState, GroupSettings, Settings
 from router.events import Admitted, ConfigAlarm, CooledDown, Ejected, Observers
 from router.fleet.picture import Picture
 from router.limits import CoolDown, SlidingWindow
@@ -31,6 +32,15 @@ MAX_RETRY_AFTER_S: Final = 60.0
 # A provider's report of its limits (``rate_limits.updated``) says nothing about later than this.
 MAX_REPORT_S: Final = 60.0
 _NEXT_BEAT_S: Final = 1.0
+
+
+class Unchanged(Enum):
+    """In the place of a value that may itself be ``None``."""
+
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED: Final = Unchanged.UNCHANGED
 
 
 class Limits(Protocol):
@@ -125,6 +135,10 @@ class Deployment:
         self.started = 0  # sessions since the process began, probes included
         self.full_until = -math.inf  # the fleet has said so; a reading of the clock
         self.was_ready = False  # at least once; before that ``ready_s`` is made of penalties alone
+        self.outcomes: dict[str, int] = {}  # dials of sessions that ended, by ``retry.Outcome``'s value
+        # An operator's word, which wins over the file's; ``None``: the file's holds.
+        self.override_state: DeploymentState | None = None
+        self.override_weight: float | None = None
         self._ready = PeakEwma(LATENCY_DECAY_S, clock)
         self._first_audio = PeakEwma(LATENCY_DECAY_S, clock)
         # Share of the provider's own limits that is used up, as it reported, and until when that means anything.
@@ -150,6 +164,11 @@ class Deployment:
             self._ready = PeakEwma(LATENCY_DECAY_S, self._clock)
             self._first_audio = PeakEwma(LATENCY_DECAY_S, self._clock)
             self._spent_until = -math.inf
+        # An operator's word wins over what the file said then, not over what its author has written since.
+        if self.removed or settings.state != self.settings.state:
+            self.override_state = None
+        if self.removed or settings.weight != self.settings.weight:
+            self.override_weight = None
         self.removed = False
         self.settings = settings
         self.breaker.settings = group.breaker
@@ -170,8 +189,9 @@ class Deployment:
 
     @property
     def weight(self) -> float:
-        """Configured weight times the slow-start ramp."""
-        return self.settings.weight * self.breaker.ramp()
+        """Configured weight, or an operator's, times the slow-start ramp."""
+        weight = self.settings.weight if self.override_weight is None else self.override_weight
+        return weight * self.breaker.ramp()
 
     @property
     def max_sessions(self) -> int | None:
@@ -229,9 +249,7 @@ class Deployment:
         One of ``misconfigured``, ``maint``, ``draining``, ``cooling_down``, ``full``, ``limit_unknown`` (that of
         the fleet cannot be asked about), ``rate_limited``.
         """
-        if self.removed:
-            return "draining"
-        state = self.settings.state
+        state = self.wanted_state
         if state != "ready":
             return "draining" if state == "drain" else state
         if self.cool_down.active:
@@ -285,11 +303,19 @@ class Deployment:
 
     def why_not(self) -> str:
         """Why no session may begin here now, in a word or two; empty when one may."""
+        obstacle, reason = self.refusal()
+        return f"{obstacle}: {reason}" if reason else obstacle
+
+    def refusal(self) -> tuple[str, str]:
+        """The same without putting text together: the obstacle or the breaker's state, and the breaker's reason.
+
+        Of one that is eligible after all, two empty texts.
+        """
         obstacle = self.obstacle()
         if obstacle or self.breaker.admits():
-            return obstacle
+            return obstacle, ""
         state = self.breaker.state
-        return f"{state}: {self.breaker.reason}" if state is BreakerState.EJECTED else state.value
+        return state.value, self.breaker.reason if state is BreakerState.EJECTED else ""
 
     def available_in_s(self) -> float | None:
         """Seconds until what stands in the way will have passed by itself; ``None``: nobody knows."""
@@ -313,6 +339,49 @@ class Deployment:
         self.started += 1
         self.starts.add()
         return Lease(self, self.breaker.begin())
+
+    # --- operators ----------------------------------------------------------------------------------
+
+    @property
+    def wanted_state(self) -> DeploymentState:
+        """What the file or an operator says of it, whatever its breaker says."""
+        configured = self.settings.state
+        if self.removed:
+            return "drain"
+        # What the file lacks cannot be had by a word.
+        return configured if configured == "misconfigured" or self.override_state is None else self.override_state
+
+    def override(
+        self,
+        *,
+        state: DeploymentState | Unchanged | None = UNCHANGED,
+        weight: float | Unchanged | None = UNCHANGED,
+    ) -> None:
+        """Let an operator's word win over the file's; ``None`` gives it back to the file.
+
+        Args:
+            state: ``ready``, ``drain`` or ``maint``; without effect on one that is misconfigured or removed.
+            weight: above 0.
+
+        Raises:
+            ValueError: a weight that strategies cannot use, or a state that is nobody's to set. Nothing has changed then.
+        """
+        if state == "misconfigured":
+            raise ValueError("state: found misconfigured, expected ready, drain or maint")
+        if isinstance(weight, float | int) and not 0.0 < weight < math.inf:
+            raise ValueError(f"weight: found {weight!r}, expected a finite number above 0")
+        if state is not UNCHANGED:
+            self.override_state = state
+        if weight is not UNCHANGED:
+            self.override_weight = weight
+
+    def readmit(self) -> None:
+        """End an ejection and a cool-down: sessions may begin here at once, at its full weight."""
+        was_out = self.breaker.state is not BreakerState.ADMITTING
+        self.breaker.reset()
+        self.cool_down.clear()
+        if was_out:
+            self._tell(Admitted(deployment=self.id, group=self.settings.group))
 
     # --- outcomes -----------------------------------------------------------------------------------
 
@@ -374,10 +443,9 @@ class Deployment:
     @property
     def state(self) -> str:
         """One word for metrics and the admin API."""
-        if self.removed:
-            return "draining"
-        if self.settings.state != "ready":
-            return "draining" if self.settings.state == "drain" else self.settings.state
+        wanted = self.wanted_state
+        if wanted != "ready":
+            return "draining" if wanted == "drain" else wanted
         state = self.breaker.state
         if state is not BreakerState.ADMITTING:
             return state.value
@@ -517,6 +585,10 @@ class Pool:
     def names(self) -> tuple[str, ...]:
         """Public names and aliases, sorted; hidden aliases work and are not listed."""
         return tuple(sorted({*self.groups, *self._aliases} - self._hidden_aliases))
+
+    def aliases(self, group: str) -> tuple[str, ...]:
+        """The other names of a group, hidden ones included, sorted."""
+        return tuple(sorted(alias for alias, name in self._aliases.items() if name == group))
 
     @property
     def every(self) -> Iterator[Deployment]:

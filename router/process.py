@@ -21,19 +21,17 @@ from prometheus_client import CollectorRegistry
 
 from router.accounting import KNOWN_TYPES
 from router.app import Server
-from router.config import Loaded
 from router.config.settings import Settings
 from router.departure import Departure
 from router.engine import Engine
 from router.eventloop import new_event_loop
 from router.events import Notice, Observers
 from router.fleet.exchange import Exchange
-from router.generations import Change
 from router.handover import HandoverFailed
 from router.lag import LoopLag
 from router.metrics import Metrics
 from router.relay.fastpath import accelerated
-from router.reload import Reloader, Source
+from router.reload import Origin, Reloader
 from router.succession import NOTHING, Inheritance, Succession
 
 if TYPE_CHECKING:
@@ -53,8 +51,7 @@ async def serve_until_signal(
     settings: Settings,
     tell: Observers,
     *,
-    source: Source | None = None,
-    loaded: Loaded | None = None,
+    origin: Origin | None = None,
     inheritance: Inheritance = NOTHING,
     started: Callable[[str], str] | None = None,
     hangup_ends: bool = False,
@@ -64,7 +61,7 @@ async def serve_until_signal(
     Args:
         settings: the generation.
         tell: observers; metrics are added.
-        source, loaded: where the settings come from, so that they can be read again; ``None``: they cannot.
+        origin: where the settings come from, so that they can be read again; ``None``: they cannot.
         inheritance: listening sockets that are there already.
         started: URL → what to print once connections are accepted, instead of one line.
         hangup_ends: SIGHUP ends it as well, for what belongs to a terminal.
@@ -80,13 +77,24 @@ async def serve_until_signal(
         await engine.close()
         cannot_start(settings, error)
         return 1
-    server = Server(engine, render_metrics=metrics.render, sockets=(succession.clients[0], succession.operators[0]))
+
+    def apply(settings: Settings, *, generation: int) -> None:
+        # What can fail comes first.
+        engine.apply(settings, generation=generation)
+        server.configure(settings.server)
+
+    reloader = None
+    if origin is not None:
+        reloader = Reloader(origin, apply=apply, tell=tell)
+    server = Server(
+        engine,
+        render_metrics=metrics.render,
+        configuration=reloader,
+        sockets=(succession.clients[0], succession.operators[0]),
+    )
     departure = Departure(server, engine, tell, kept=succession.kept, on_draining=metrics.draining)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, departure.signalled, number)
-    reloader = None
-    if source is not None and loaded is not None:
-        reloader = Reloader(source, loaded, apply=InForce(engine, server), tell=tell)
     if hasattr(signal, "SIGHUP"):
         # A terminal that closes must not end every call.
         hung_up = partial(hangup, tell) if reloader is None else partial(reloader.request, "signal")
@@ -123,20 +131,6 @@ async def serve_until_signal(
     return 0
 
 
-class InForce:
-    """Puts a generation in force in one process, by ``reload.Apply``."""
-
-    def __init__(self, engine: Engine, server: Server) -> None:
-        self._engine = engine
-        self._server = server
-
-    def __call__(self, settings: Settings, *, generation: int) -> Change:
-        """Do so in one step; what can fail comes first."""
-        change = self._engine.apply(settings, generation=generation)
-        self._server.configure(settings.server)
-        return change
-
-
 def trace(settings: Settings, tell: Observers, *, worker: int | None = None) -> Tracing | None:
     """Begin to make spans, where the configuration asks for it; inside the event loop of the process that serves.
 
@@ -162,18 +156,23 @@ def trace(settings: Settings, tell: Observers, *, worker: int | None = None) -> 
 
 
 def assemble(
-    settings: Settings, tell: Observers, *, exchange: Exchange | None = None, member: str | None = None
+    settings: Settings,
+    tell: Observers,
+    *,
+    exchange: Exchange | None = None,
+    member: str | None = None,
+    generation: int = 1,
 ) -> tuple[Engine, Metrics]:
     """Put together what serves and what counts, inside the event loop.
 
     Args:
         settings: the generation.
         tell: observers; the metrics are added.
-        exchange, member: see ``Engine``.
+        exchange, member, generation: see ``Engine``.
     """
     metrics = Metrics(CollectorRegistry(), known_types=KNOWN_TYPES)
     tell.add(metrics)
-    engine = Engine(settings, tell=tell, exchange=exchange, member=member)
+    engine = Engine(settings, tell=tell, exchange=exchange, member=member, generation=generation)
     metrics.watch(lambda: engine.pool.every)
     metrics.watch_fleet(engine.fleet)
     metrics.config_loaded(engine.generation, epoch_s=time.time())

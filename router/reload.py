@@ -76,6 +76,14 @@ class Source:
         return load_text(text, path=self.path, host=self.host, port=self.port)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a process starts with, and where it comes from."""
+
+    source: Source
+    loaded: Loaded
+
+
 class Apply(Protocol):
     """Puts a generation in force."""
 
@@ -87,10 +95,11 @@ class Apply(Protocol):
         """
 
 
-def history_of(loaded: Loaded, source: Source) -> History:
+def history_of(origin: Origin) -> History:
     """Return the history of a process that starts with a configuration."""
+    loaded = origin.loaded
     watching = loaded.settings.server.watch
-    return History(file=source.path, loaded_at=time.time(), watching=watching, warnings=loaded.warnings)
+    return History(file=origin.source.path, loaded_at=time.time(), watching=watching, warnings=loaded.warnings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,25 +179,25 @@ class Reloader:
     """Reads the configuration again, one time after the other. Belongs to one event loop.
 
     Args:
-        source: of the configuration.
-        loaded: what is in force.
+        origin: what is in force.
         apply: puts a generation in force in this process.
         tell: observers.
     """
 
-    def __init__(self, source: Source, loaded: Loaded, *, apply: Apply, tell: Observers) -> None:
+    def __init__(self, origin: Origin, *, apply: Apply, tell: Observers) -> None:
+        source, loaded = origin.source, origin.loaded
         self._source = source
         self._settings = loaded.settings
         self._apply = apply
         self._tell = tell
-        self._history = history_of(loaded, source)
+        self._history = history_of(origin)
         self._files = source.files(loaded.files)
         # What the files held when they were read last, by whatever trigger.
         self._seen: watch.Marks = {**watch.marks_of(loaded.files), **source.seen}
         self._reading = asyncio.Lock()
         self._tasks = Tasks(on_error=self._failed)
 
-    def describe(self) -> Mapping[str, Any]:
+    async def describe(self) -> Mapping[str, Any]:
         """Return what is known of the generations, as the admin API shows it."""
         return self._history.describe()
 
@@ -204,7 +213,7 @@ class Reloader:
         """Read the configuration again and put it in force, if it can be. Returns what ``describe`` says then."""
         # Whoever asks may leave; what has begun is brought to its end.
         await asyncio.shield(self._tasks.spawn(self._reload(trigger), name="reload"))
-        return self.describe()
+        return self._history.describe()
 
     async def close(self) -> None:
         """Read no more."""

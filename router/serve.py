@@ -6,22 +6,17 @@ import sys
 from functools import partial
 
 from router import logs
-from router.config import Loaded
 from router.events import Notice, Observers
 from router.handover import HandoverFailed
 from router.process import drop_unread, open_missing_streams, run, serve_until_signal
-from router.reload import Source
+from router.reload import Origin
 from router.succession import inherit
 
 
-def serve(loaded: Loaded, source: Source) -> int:
-    """Serve until a signal ends it. Returns the exit code.
-
-    Args:
-        loaded: the configuration.
-        source: where it comes from, to be read again.
-    """
+def serve(origin: Origin) -> int:
+    """Serve until a signal ends it. Returns the exit code."""
     open_missing_streams()
+    loaded = origin.loaded
     server = loaded.settings.server
     logs.register_secrets(logs.secrets_of(loaded.settings))
     logs.configure(server.log_format, server.log_level)
@@ -38,10 +33,9 @@ def serve(loaded: Loaded, source: Source) -> int:
         # Forks, so it must not have an event loop.
         from router.workers.parent import Parent
 
-        code = Parent(loaded.settings, tell, inheritance=inheritance).run()
+        code = Parent(loaded.settings, tell, origin=origin, inheritance=inheritance).run()
     else:
-        start = partial(serve_until_signal, loaded.settings, tell, source=source, loaded=loaded, inheritance=inheritance)
-        code = run(start)
+        code = run(partial(serve_until_signal, loaded.settings, tell, origin=origin, inheritance=inheritance))
     observer.flush()
     drop_unread(sys.stderr)
     return code

@@ -14,7 +14,7 @@ Side = Literal["client", "upstream"]
 Who = Literal["client", "upstream", "router"]
 Phase = Literal["waiting", "idle", "turn"]
 # Why a session ended, beside who ended it.
-Cause = Literal["close", "lost", "dead", "stalled", "protocol", "idle_timeout", "max_session", "shutdown", "cancelled"]
+Cause = Literal["close", "lost", "dead", "stalled", "protocol", "idle_timeout", "max_session", "shutdown", "admin", "cancelled"]
 
 
 class Tap(Protocol):

@@ -27,24 +27,31 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 from typing import Any, Final, NoReturn
 
+import orjson
 from prometheus_client.process_collector import ProcessCollector
 
-from router.config.settings import Settings
+from router.admin import merge as views
+from router.admin.contract import ACTS, QUESTIONS, Args
+from router.admin.overrides import Overrides, configured_of
+from router.config.settings import DrainSettings, Settings
 from router.drain import PROGRESS_S, Drain, Stage
 from router.events import Notice, Observers
 from router.fleet import picture
 from router.fleet.board import Board
 from router.fleet.exchange import Wanted
 from router.handover import HandoverFailed
-from router.metrics import PREFIX, RESTARTS, RESTARTS_TEXT, Page
+from router.metrics import PREFIX, RELOADS, RELOADS_TEXT, RESTARTS, RESTARTS_TEXT, Page
 from router.process import GC_THRESHOLDS, cannot_start, facts_of, hangup, say, url_of
+from router.reload import Origin
 from router.succession import NOTHING, Inheritance, Succession
 from router.systemd import notify
 from router.workers import merge
 from router.workers.channel import MOST_UNREAD_BYTES, BadFrame, Message, ParentEnd, Stuck
+from router.workers.reloads import Reloads
 from router.workers.sockets import address_of
 from router.workers.worker import Place, work
 
@@ -66,7 +73,10 @@ _TICK_S: Final = 1.0
 _SLICE_S: Final = 0.005
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _METRICS: Final = "metrics"
-_DEPLOYMENTS: Final = "deployments"
+_CONFIG: Final = "config"
+_RELOAD: Final = "reload"
+# Questions to all that may be under way at a time; nobody has so many different ones.
+_MOST_GATHERINGS: Final = 64
 # A name of a place or a deployment is no longer than this.
 _LONGEST_NAME: Final = 700
 
@@ -88,8 +98,9 @@ class Worker:
     idle: bool = False  # it drains, and nobody is left
     silent: int = 0  # ticks since it said anything
     samples: merge.Packed = ()  # its metrics, as it said last
-    # What it was asked and has not answered yet; one question of a kind at a time.
-    owes: dict[str, int] = field(default_factory=dict)
+    # Numbers of what it was asked and has not answered yet, with the questions' keys (``Gathering``).
+    owes: dict[int, str] = field(default_factory=dict)
+    told: int = 0  # version of the overrides that it knows
     confused: bool = False  # it has said something senseless, which is told once
 
 
@@ -107,9 +118,15 @@ class Slot:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Gathering:
-    """A question to all workers that one or more of them have asked for."""
+    """A question to all workers, or an act of all, that one or more of them have asked for.
 
+    ``key`` is the same for the same question, so that those who ask it at the same time share the answer; every act has one of
+    its own, for their order counts.
+    """
+
+    key: str
     what: str
+    args: Args
     number: int
     deadline: float
     askers: list[tuple[Worker, int, str]]  # who, its question's number, and what it accepts
@@ -150,6 +167,7 @@ class Parent:
     Args:
         settings: the generation; ``server.workers`` says how many.
         tell: observers in this process, and the workers' own.
+        origin: where the settings come from, so that they can be read again; ``None``: they cannot.
         inheritance: listening sockets that are there already.
         work: what a worker does in its process; it returns the exit code.
         clock: monotonic seconds.
@@ -163,6 +181,7 @@ class Parent:
         settings: Settings,
         tell: Observers,
         *,
+        origin: Origin | None = None,
         inheritance: Inheritance = NOTHING,
         work: Callable[[Settings, Place], int] = work,
         clock: Callable[[], float] = time.monotonic,
@@ -202,6 +221,13 @@ class Parent:
         self._gathering: dict[str, Gathering] = {}
         # Who asked while the same was being gathered: what comes of that may be older than the question.
         self._next_askers: dict[str, list[tuple[Worker, int, str]]] = {}
+        self._acts = 0
+        self._overrides = Overrides()
+        self._configured = configured_of(settings)
+        # What the generation in force says of the end; of all else that can change the parent needs nothing.
+        self._drain_settings = settings.server.drain
+        self._origin = origin
+        self._reloads = self._reloads_of(origin)
         self._slices: deque[Iterator[None]] = deque()
         self._answers: dict[str, Callable[[Worker, Message], Mapping[str, Any]]] = {
             "beat": self._beat,
@@ -302,7 +328,7 @@ class Parent:
         self._progress_at = self._clock() + PROGRESS_S
         if not self._drain.successor:
             notify("STOPPING=1")
-        settings = self._settings.server.drain
+        settings = self._drain_settings
         grace_s = settings.grace_s if stage == "grace" else 0.0
         self._say("draining", **self._why, grace_s=grace_s, timeout_s=settings.timeout_s)
 
@@ -327,7 +353,7 @@ class Parent:
 
     def _handed_over(self, pid: int) -> None:
         self._why["successor"] = pid
-        self._drain.handed_over(self._settings.server.drain)
+        self._drain.handed_over(self._drain_settings)
         self._advance()
 
     def _end(self, code: int) -> None:
@@ -389,6 +415,8 @@ class Parent:
         for gathering in list(self._gathering.values()):
             if not gathering.waiting or now >= gathering.deadline:
                 self._gathered_all(gathering)
+        if self._reloads is not None and self._reloading:
+            self._reloads.step()
         if now >= self._kill_at:
             self._kill_at = math.inf
             self._kill_all()
@@ -399,6 +427,8 @@ class Parent:
             return 0.0
         due = [self._next_tick, self._kill_at, self._drain.wakes_at, *(slot.due_at for slot in self._slots)]
         due += [gathering.deadline for gathering in self._gathering.values()]
+        if self._reloads is not None and self._reloading:
+            due.append(self._reloads.due_at())
         return max(0.0, min(due) - self._clock())
 
     def _work_a_slice(self) -> None:
@@ -420,6 +450,8 @@ class Parent:
         for number in numbers:
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._asked_to_end(signal.Signals(number))
+            elif number == signal.SIGHUP and self._reloads is not None:
+                self._reloads.request("signal")
             elif number == signal.SIGHUP:
                 hangup(self._tell)
         # Signals that come close together may be seen as one: look at everybody.
@@ -431,7 +463,7 @@ class Parent:
         self._why.setdefault("signal", number.name)
         # Before all have served nobody knows this router, and nobody who presses Ctrl-C waits for load balancers.
         grace = number == signal.SIGTERM and self._listening
-        self._drain.signalled(self._settings.server.drain, grace=grace, kept=self._succession.kept)
+        self._drain.signalled(self._drain_settings, grace=grace, kept=self._succession.kept)
         if self._drain.signals == 2:
             self._tell(Notice(level="warning", event="ending at once", facts={"signal": number.name}))
 
@@ -485,8 +517,12 @@ class Parent:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         theirs.close()
         end = ParentEnd(ours, most_unread_bytes=self._most_unread_bytes)
-        slot.worker = Worker(number=slot.number, pid=pid, member=member, end=end, born_at=self._clock())
+        slot.worker = Worker(
+            number=slot.number, pid=pid, member=member, end=end, born_at=self._clock(), told=self._overrides.version
+        )
         self._watch(slot.worker)
+        if self._reloads is not None:
+            self._reloads.forked(slot.worker)
         if self._stage != "serving":
             self._order(slot.worker)
 
@@ -515,7 +551,16 @@ class Parent:
                     if not any(sock is mine for mine in slot.sockets):
                         sock.close()
             clients, operators = slot.sockets[: self._clients], slot.sockets[self._clients :]
-            place = Place(number=slot.number, member=member, channel=channel, clients=clients, operators=operators)
+            place = Place(
+                number=slot.number,
+                member=member,
+                channel=channel,
+                clients=clients,
+                operators=operators,
+                overrides=list(self._overrides.of(self._configured)),
+                source=None if self._origin is None else self._origin.source,
+                newest=None if self._reloads is None else self._reloads.newest,
+            )
             code = self._work(self._settings, place)
         except BaseException:  # nothing may get back into the parent's code
             sys.excepthook(*sys.exc_info())
@@ -549,6 +594,8 @@ class Parent:
         self._watch(worker)
         worker.end.close()
         slot.worker = None
+        if self._reloads is not None:
+            self._reloads.gone(worker)
         self._board.evict(worker.member)
         self._gone = merge.fold([self._gone, worker.samples])
         self._by_themselves += worker.by_themselves
@@ -666,17 +713,27 @@ class Parent:
                 worker.by_themselves, worker.ended_by_it = _natural(message, "by_themselves"), _natural(message, "ended")
         elif kind == "idle":
             worker.idle = True
+        elif kind == "prepared":
+            if self._reloads is not None:
+                self._reloads.heard(worker, _natural(message, "id"), _object(message, "data"))
         elif kind == "samples":
             worker.samples = _list(message, "data")
         elif kind == "ready":
             self._ready(worker)
         else:
-            raise Nonsense(f"found a message of kind {str(kind)[:40]!r}, expected ask, told, pulse, idle, samples or ready")
+            expected = "ask, told, prepared, pulse, idle, samples or ready"
+            raise Nonsense(f"found a message of kind {str(kind)[:40]!r}, expected {expected}")
 
     def _ready(self, worker: Worker) -> None:
         if worker.serving:
             return
         worker.serving = True
+        if worker.told != self._overrides.version:
+            # Said after it was forked, and before it could be asked.
+            overrides = list(self._overrides.of(self._configured))
+            self._send(worker, {"k": "tell", "id": 0, "what": "overrides", "args": {"overrides": overrides}})
+        if self._reloads is not None:
+            self._reloads.serves(worker)
         slot = self._slots[worker.number]
         if slot.died_at is not None:
             seconds = round(self._clock() - slot.died_at, 3)
@@ -700,16 +757,53 @@ class Parent:
 
     def _asked(self, worker: Worker, message: Message) -> None:
         number, what = _natural(message, "id"), message.get("what")
-        if what in (_METRICS, _DEPLOYMENTS):
+        if what == _METRICS:
             accept = message.get("accept", "")
             if not isinstance(accept, str):
                 raise Nonsense(f"accept: found {type(accept).__name__}, expected a text")
-            self._gather(what, (worker, number, accept))
+            self._gather(_METRICS, what, {}, (worker, number, accept))
+            return
+        if what == _CONFIG and self._reloads is not None:
+            self._send(worker, {"k": "answer", "id": number, "document": self._reloads.describe()})
+            return
+        if what == _RELOAD and self._reloads is not None:
+            self._reloads.request("api", partial(self._answer_reload, worker, number))
+            return
+        if isinstance(what, str) and (what in QUESTIONS or what in ACTS):
+            self._asked_by_operator(worker, number, what, _object(message, "args"))
             return
         answer = self._answers.get(what) if isinstance(what, str) else None
         if answer is None:
             raise Nonsense(f"found the question {str(what)[:40]!r}, expected one of {', '.join(sorted(self._answers))}")
         self._send(worker, {"k": "answer", "id": number, **answer(worker, message)})
+
+    # --- the configuration --------------------------------------------------------------------------
+
+    @property
+    def _reloading(self) -> bool:
+        """Whether a reload makes sense: before all serve there is nobody to ask, and afterwards nobody needs it."""
+        return self._listening and self._code is None
+
+    def _reloads_of(self, origin: Origin | None) -> Reloads[Worker] | None:
+        if origin is None:
+            return None
+        return Reloads(
+            origin,
+            workers=lambda: [worker for worker in self._workers() if worker.serving and not worker.end.ended],
+            send=self._send,
+            accepted=self._accepted,
+            tell=self._tell,
+            clock=self._clock,
+        )
+
+    def _accepted(self, facts: Mapping[str, Any]) -> None:
+        """Another generation is in force."""
+        self._drain_settings = DrainSettings(**facts["drain"])
+        self._configured = facts["configured"]
+        self._overrides.settle(self._configured)
+
+    def _answer_reload(self, worker: Worker, number: int, document: Mapping[str, Any]) -> None:
+        self._send(worker, {"k": "answer", "id": number, "document": document})
 
     # --- the board ----------------------------------------------------------------------------------
 
@@ -736,31 +830,56 @@ class Parent:
 
     # --- what only all of them know -----------------------------------------------------------------
 
-    def _gather(self, what: str, asker: tuple[Worker, int, str]) -> None:
-        if what in self._gathering:
-            self._next_askers.setdefault(what, []).append(asker)
+    def _asked_by_operator(self, worker: Worker, number: int, what: str, args: Args) -> None:
+        if len(self._gathering) >= _MOST_GATHERINGS:
+            self._send(worker, {"k": "answer", "id": number, "error": "too many questions at the same time"})
+            return
+        if what in QUESTIONS:
+            key = f"{what} {orjson.dumps(args, option=orjson.OPT_SORT_KEYS).decode()}"
         else:
-            self._begin_gathering(what, [asker])
+            self._acts += 1
+            key = f"{what} #{self._acts}"
+        if what == "set":
+            try:
+                self._overrides.note(args, self._configured)
+            except ValueError as error:
+                raise Nonsense(str(error)) from None
+        self._gather(key, what, args, (worker, number, ""))
 
-    def _begin_gathering(self, what: str, askers: list[tuple[Worker, int, str]]) -> None:
+    def _gather(self, key: str, what: str, args: Args, asker: tuple[Worker, int, str]) -> None:
+        if key in self._gathering:
+            self._next_askers.setdefault(key, []).append(asker)
+        else:
+            self._begin_gathering(key, what, args, [asker])
+
+    def _begin_gathering(self, key: str, what: str, args: Args, askers: list[tuple[Worker, int, str]]) -> None:
         self._gathered += 1
-        gathering = Gathering(what=what, number=self._gathered, deadline=self._clock() + GATHER_S, askers=askers)
-        self._gathering[what] = gathering
+        under_way = {gathering.number for gathering in self._gathering.values()}
+        gathering = Gathering(
+            key=key, what=what, args=args, number=self._gathered, deadline=self._clock() + GATHER_S, askers=askers
+        )
+        self._gathering[key] = gathering
         for worker in self._workers():
-            # One that has not answered the last time is waited for no more, and need not be asked twice.
-            if worker.serving and not worker.end.ended and what not in worker.owes:
-                worker.owes[what] = gathering.number
+            if not worker.serving or worker.end.ended:
+                continue
+            # One that has not answered the last time is waited for no more. What is to be done it is told nevertheless.
+            late = any(number not in under_way for number in worker.owes)
+            if late and what not in ACTS:
+                continue
+            worker.owes[gathering.number] = key
+            if not late:
                 gathering.waiting.add(worker)
-                self._send(worker, {"k": "tell", "id": gathering.number, "what": what})
+            if what == "set":
+                worker.told = self._overrides.version
+            self._send(worker, {"k": "tell", "id": gathering.number, "what": what, "args": args})
 
     def _told(self, worker: Worker, number: int, data: Any) -> None:
-        what = next((what for what, asked in worker.owes.items() if asked == number), None)
-        if what is None:
+        key = worker.owes.pop(number, None)
+        if key is None:
             raise Nonsense(f"found an answer to {number}, which was not asked")
-        del worker.owes[what]
-        if what == _METRICS and isinstance(data, list):
+        if key == _METRICS and isinstance(data, list):
             worker.samples = data
-        gathering = self._gathering.get(what)
+        gathering = self._gathering.get(key)
         if gathering is not None and gathering.number == number:
             gathering.waiting.discard(worker)
             if data is not None:
@@ -768,19 +887,24 @@ class Parent:
 
     def _gathered_all(self, gathering: Gathering) -> None:
         """Put what was heard together, in slices, and go on with those who asked meanwhile."""
-        del self._gathering[gathering.what]
+        del self._gathering[gathering.key]
         if gathering.what == _METRICS:
             live = [*gathering.heard.values(), self._own_samples()]
             silent = [worker.samples for worker in self._workers() if worker not in gathering.heard]
             self._slices.append(self._answer_metrics(gathering.askers, live, [self._gone, *silent]))
         else:
-            self._slices.append(self._answer_deployments(gathering))
-        if askers := self._next_askers.pop(gathering.what, None):
-            self._begin_gathering(gathering.what, askers)
+            self._slices.append(self._answer_operators(gathering))
+        if askers := self._next_askers.pop(gathering.key, None):
+            self._begin_gathering(gathering.key, gathering.what, gathering.args, askers)
 
     def _own_samples(self) -> merge.Packed:
         """What the parent adds: its own process, which is one of the router's, and what only it counts."""
-        return [*merge.pack(self._process.collect()), *merge.counter(f"{PREFIX}{RESTARTS}", RESTARTS_TEXT, self._restarts)]
+        packed = merge.pack(self._process.collect())
+        packed += merge.counter(f"{PREFIX}{RESTARTS}", RESTARTS_TEXT, [({}, self._restarts)])
+        if self._reloads is not None:
+            counts = [({"result": result, "trigger": trigger}, n) for (result, trigger), n in self._reloads.counts.items()]
+            packed += merge.counter(f"{PREFIX}{RELOADS}", RELOADS_TEXT, counts)
+        return packed
 
     def _answer_metrics(
         self, askers: list[tuple[Worker, int, str]], live: list[merge.Packed], gone: list[merge.Packed]
@@ -795,13 +919,21 @@ class Parent:
             page = pages[accept]
             self._send(worker, {"k": "answer", "id": number, "body": page.body.decode(), "type": page.content_type})
 
-    def _answer_deployments(self, gathering: Gathering) -> Iterator[None]:
+    def _answer_operators(self, gathering: Gathering) -> Iterator[None]:
         documents = {worker.number: (worker.pid, document) for worker, document in gathering.heard.items()}
-        silent = {worker.number: worker.pid for worker in self._workers() if worker.number not in documents}
+        workers = self._workers()
+        heard = views.Heard(
+            documents=documents,
+            # One that does not serve yet has nothing to say, and hears of everything when it does.
+            silent={worker.number: worker.pid for worker in workers if worker.serving and worker.number not in documents},
+            workers=[
+                {"worker": one.number, "pid": one.pid, "sessions": one.sessions, "serving": one.serving} for one in workers
+            ],
+        )
         answer: dict[str, Any]
         try:
-            answer = {"document": merge.merge_deployments(documents, silent=silent)}
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            answer = {"document": views.merge(gathering.what, gathering.args, heard)}
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             answer = {"error": f"what the workers say does not fit together: {type(error).__name__}"}
         yield
         for worker, number, _ in gathering.askers:
@@ -826,6 +958,13 @@ def _list(message: Message, name: str) -> list[Any]:
     value = message.get(name)
     if not isinstance(value, list):
         raise Nonsense(f"{name}: found {type(value).__name__}, expected a list")
+    return value
+
+
+def _object(message: Message, name: str) -> dict[str, Any]:
+    value = message.get(name)
+    if not isinstance(value, dict):
+        raise Nonsense(f"{name}: found {type(value).__name__}, expected an object")
     return value
 
 

@@ -16,17 +16,18 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
 from router import watch
-from router.config import Loaded
 from router.errors import ConfigError, Problem
 from router.events import Observers, Reloaded
 from router.generations import problem_of
-from router.reload import Source, history_of
+from router.reload import Origin, history_of
 from router.workers.channel import Message
 
 #: Between two looks at the files.
 LOOK_S: Final = 0.2
 #: Longest wait for workers to check a configuration.
 PREPARE_S: Final = 15.0
+#: Longest wait for workers to say that they have put it in force, so that whoever is told so can rely on it.
+COMMIT_S: Final = 2.0
 
 W = TypeVar("W")
 
@@ -55,16 +56,17 @@ class _Reading(Generic[W]):
     waiting: set[W]
     prepared: dict[W, Mapping[str, Any]] = field(default_factory=dict)
     refused: Mapping[str, Any] | None = None
+    event: Reloaded | None = None  # only set once it is in force, and workers are about to say so
 
 
 class Reloads(Generic[W]):
     """The parent's side: one reload after the other.
 
     Args:
-        source: of the configuration.
-        loaded: what is in force at the start.
+        origin: what is in force at the start.
         workers: those that serve.
         send: tells a worker something.
+        accepted: is given what the workers say of a generation that is in force from now on.
         tell: observers in the parent.
         clock: monotonic seconds.
 
@@ -74,22 +76,24 @@ class Reloads(Generic[W]):
 
     def __init__(
         self,
-        source: Source,
-        loaded: Loaded,
+        origin: Origin,
         *,
         workers: Callable[[], Collection[W]],
         send: Callable[[W, Message], None],
+        accepted: Callable[[Mapping[str, Any]], None],
         tell: Observers,
         clock: Callable[[], float],
     ) -> None:
+        source, loaded = origin.source, origin.loaded
         self.newest: Newest | None = None
         self.counts: dict[tuple[str, str], int] = {("success", "start"): 1}  # reloads, by result and trigger
         self._source = source
         self._workers = workers
         self._send = send
+        self._on_accepted = accepted
         self._tell = tell
         self._clock = clock
-        self._history = history_of(loaded, source)
+        self._history = history_of(origin)
         self._watching = loaded.settings.server.watch
         self._files = source.files(loaded.files)
         self._seen: watch.Marks = {**watch.marks_of(loaded.files), **source.seen}
@@ -119,10 +123,11 @@ class Reloads(Generic[W]):
             answer: is given what ``describe`` says then.
         """
         self._wanted.append((trigger, answer))
-        self.step()
 
     def due_at(self) -> float:
         """Return when ``step`` has something to do by itself."""
+        if self._wanted and self._reading is None:
+            return self._clock()
         return self._look_at if self._reading is None else min(self._look_at, self._reading.deadline)
 
     def step(self) -> None:
@@ -161,6 +166,8 @@ class Reloads(Generic[W]):
         if reading is None or reading.number != number or worker not in reading.waiting:
             return  # too late
         reading.waiting.discard(worker)
+        if reading.event is not None:
+            return
         if data.get("errors"):
             reading.refused = data
             # The others' answers would change nothing.
@@ -212,7 +219,10 @@ class Reloads(Generic[W]):
             self._send(worker, {"k": "tell", "id": reading.number, "what": "prepare", "args": {"text": text}})
 
     def _decide(self, reading: _Reading[W]) -> None:
-        self._reading = None
+        if reading.event is not None:
+            self._reading = None
+            self._end(reading.event)
+            return
         if reading.refused is not None:
             problems = tuple(problem_of(document) for document in reading.refused["errors"])
             warnings = tuple(problem_of(document) for document in reading.refused["warnings"])
@@ -237,7 +247,7 @@ class Reloads(Generic[W]):
             watching=self._watching,
         )
         self.newest = Newest(text=reading.text, generation=history.generation)
-        self.facts(facts)
+        self._on_accepted(facts)
         args = {"number": reading.number, "generation": history.generation, "at": now}
         for worker in self._workers():
             if worker in reading.prepared:
@@ -249,21 +259,18 @@ class Reloads(Generic[W]):
         if files != self._files:
             self._files, self._looks = files, watch.looks(files)
             self._seen = {**watch.marks_of(files), files[0]: self._seen[files[0]]}
-        self._end(
-            Reloaded(
-                trigger=reading.trigger,
-                generation=history.generation,
-                at=now,
-                warnings=tuple(history.warnings),
-                restart_needed=tuple(history.restart_needed),
-                added=tuple(facts["added"]),
-                changed=tuple(facts["changed"]),
-                removed=tuple(facts["removed"]),
-            )
+        reading.event = Reloaded(
+            trigger=reading.trigger,
+            generation=history.generation,
+            at=now,
+            warnings=tuple(history.warnings),
+            restart_needed=tuple(history.restart_needed),
+            added=tuple(facts["added"]),
+            changed=tuple(facts["changed"]),
+            removed=tuple(facts["removed"]),
         )
-
-    def facts(self, facts: Mapping[str, Any]) -> None:
-        """What the parent itself has to know of the generation; overridden by whoever does."""
+        reading.waiting = set(reading.prepared)
+        reading.deadline = self._clock() + COMMIT_S
 
     def _refused(
         self,
@@ -273,6 +280,7 @@ class Reloads(Generic[W]):
         *,
         told: _Reading[W] | None = None,
     ) -> None:
+        self._reading = None
         at = time.time()
         self._history.refused(trigger=trigger, at=at, errors=tuple(errors), warnings=tuple(warnings))
         number = 0 if told is None else told.number

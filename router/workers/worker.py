@@ -18,18 +18,23 @@ from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from router import logs
+from router.admin.contract import ACTS, QUESTIONS, Args, Document
 from router.app import MetricsPage, Server
 from router.config.settings import Settings
 from router.departure import Departure
 from router.engine import Engine
+from router.errors import ConfigError
 from router.events import Notice, Observers
 from router.lag import LoopLag
-from router.metrics import Metrics
+from router.metrics import PREFIX, RELOADS, Metrics
 from router.process import assemble, drop_unread, loop_error, run, settle, trace
+from router.reload import Source, prepare
 from router.tasks import Tasks
 from router.workers import merge
 from router.workers.channel import BadFrame, ChannelLost, WorkerEnd
 from router.workers.exchange import ParentExchange
+from router.workers.generations import Generations, ParentConfiguration
+from router.workers.reloads import Newest
 
 #: How often a worker says that it lives ...
 PULSE_S: Final = 1.0
@@ -56,6 +61,9 @@ class Place:
         channel: leads to the parent.
         clients: sockets that listen for clients.
         operators: those for operators, where they have an address of their own.
+        overrides: what operators have said of deployments (``router.admin.overrides``).
+        source: of the configuration; ``None``: it is not read again.
+        newest: the configuration in force; ``None``: the one that the parent started with.
     """
 
     number: int
@@ -63,6 +71,9 @@ class Place:
     channel: socket.socket
     clients: Sequence[socket.socket]
     operators: Sequence[socket.socket]
+    overrides: Sequence[Args] = ()
+    source: Source | None = None
+    newest: Newest | None = None
 
 
 def work(settings: Settings, place: Place) -> int:
@@ -76,7 +87,19 @@ def work(settings: Settings, place: Place) -> int:
     logs.configure(server.log_format, server.log_level, worker=place.number)
     observer = logs.LogObserver()
     tell = Observers([observer])
-    code = run(lambda: _Worker(settings, place, tell).serve())
+    generation = 1
+    code = 1
+    try:
+        if place.source is not None and place.newest is not None:
+            # Forked after a reload: what the parent loaded at the start is not in force any more.
+            settings, generation = prepare(place.source, place.newest.text, settings).settings, place.newest.generation
+            logs.register_secrets(logs.secrets_of(settings))
+            logs.set_level(settings.server.log_level)
+        code = run(lambda: _Worker(settings, generation, place, tell).serve())
+    except ConfigError as error:
+        # A secret's file may have gone since; the parent tries again in a while.
+        for problem in error.problems:
+            tell(Notice(level="error", event="worker not started", facts={"problem": str(problem)}))
     observer.flush()
     drop_unread(sys.stderr)
     return code
@@ -85,8 +108,9 @@ def work(settings: Settings, place: Place) -> int:
 class _Worker:
     """Inside the event loop."""
 
-    def __init__(self, settings: Settings, place: Place, tell: Observers) -> None:
+    def __init__(self, settings: Settings, generation: int, place: Place, tell: Observers) -> None:
         self._settings = settings
+        self._generation = generation
         self._place = place
         self._tell = tell
         self._tasks = Tasks(on_error=self._task_failed)
@@ -96,6 +120,7 @@ class _Worker:
         self._engine: Engine
         self._metrics: Metrics
         self._server: Server
+        self._generations: Generations | None = None  # only set when the configuration can be read again
         self._departure: Departure | None = None  # only unset while the process starts
         self._early: list[Callable[[Departure], None]] = []  # what came meanwhile
 
@@ -111,15 +136,30 @@ class _Worker:
         tracing = trace(self._settings, self._tell, worker=self._place.number)
         # With a server, the workers of one router are members of the fleet like any other.
         exchange = ParentExchange(self._end) if self._settings.fleet is None else None
-        self._engine, self._metrics = assemble(self._settings, self._tell, exchange=exchange, member=self._place.member)
+        self._engine, self._metrics = assemble(
+            self._settings, self._tell, exchange=exchange, member=self._place.member, generation=self._generation
+        )
         pages = {accept: _Together(partial(self._ask_metrics, accept), self._tasks) for accept in ("", _OPENMETRICS)}
         self._server = Server(
             self._engine,
             # There are two formats, and a client's own words need not travel.
             render_metrics=lambda accept: pages[_OPENMETRICS if _OPENMETRICS in accept else ""](),
-            gather_deployments=_Together(self._ask_deployments, self._tasks),
+            ask=self._ask_operators,
+            configuration=None if self._place.source is None else ParentConfiguration(self._end),
             sockets=(self._place.clients, self._place.operators),
         )
+        self._server.desk.restore(self._place.overrides)
+        if self._place.source is not None:
+            self._generations = Generations(
+                self._place.source,
+                self._settings,
+                generation=self._generation,
+                apply=self._apply,
+                send=self._end.send,
+                metrics=self._metrics,
+                tasks=self._tasks,
+                tell=self._tell,
+            )
         self._departure = departure = Departure(
             self._server,
             self._engine,
@@ -153,6 +193,11 @@ class _Worker:
                 self._pulse()
             await self._end.close(timeout_s=_FAREWELL_S)
         return 0
+
+    def _apply(self, settings: Settings, *, generation: int) -> None:
+        # What can fail comes first.
+        self._engine.apply(settings, generation=generation)
+        self._server.configure(settings.server)
 
     def _with_departure(self, act: Callable[[Departure], None]) -> None:
         if self._departure is None:
@@ -204,7 +249,11 @@ class _Worker:
     def _say_samples(self) -> None:
         self._pulses_since_samples = 0
         with contextlib.suppress(ChannelLost, BadFrame):
-            self._end.send({"k": "samples", "data": merge.pack(self._metrics.collect())})
+            self._end.send({"k": "samples", "data": self._packed()})
+
+    def _packed(self) -> merge.Packed:
+        # Of reloads there is one for all workers, which the parent counts.
+        return [family for family in merge.pack(self._metrics.collect()) if family[0] != f"{PREFIX}{RELOADS}"]
 
     async def _ask_metrics(self, accept: str) -> MetricsPage:
         answer = await self._end.ask("metrics", timeout_s=_GATHER_TIMEOUT_S, accept=accept)
@@ -213,8 +262,9 @@ class _Worker:
             raise ChannelLost("found no page in the parent's answer")
         return body.encode(), content_type
 
-    async def _ask_deployments(self) -> Mapping[str, Any]:
-        answer = await self._end.ask("deployments", timeout_s=_GATHER_TIMEOUT_S)
+    async def _ask_operators(self, name: str, args: Args) -> Document:
+        """``router.admin.contract.Ask``; the parent puts the same questions that come at the same time only once."""
+        answer = await self._end.ask(name, timeout_s=_GATHER_TIMEOUT_S, args=args)
         document = answer.get("document")
         if not isinstance(document, dict):
             raise ChannelLost("found no document in the parent's answer")
@@ -222,15 +272,20 @@ class _Worker:
 
     # --- from the parent (``channel.Hearer``) -------------------------------------------------------
 
-    def told_to(self, what: str, number: int) -> None:
-        """Say what this process knows."""
+    def told_to(self, what: str, number: int, args: Args) -> None:
+        """Say what this process knows, or do what an operator wants."""
         data: Any = None
         try:
+            if what == "overrides":
+                self._server.desk.restore(args["overrides"])
+                return
+            if self._generations is not None and self._generations.told(what, number, args):
+                return
             if what == "metrics":
-                data = merge.pack(self._metrics.collect())
+                data = self._packed()
                 self._pulses_since_samples = 0
-            elif what == "deployments":
-                data = self._server.describe()
+            elif what in QUESTIONS or what in ACTS:
+                data = self._server.desk.told(what, args)
             self._end.send({"k": "told", "id": number, "data": data})
         except ChannelLost:  # nobody to tell
             return

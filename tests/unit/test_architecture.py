@@ -22,9 +22,16 @@ PACKAGES = ("router", "strategies")
 # Decides without waiting: what of these exists must be under the contract of the pure core.
 PURE_CORE = (
     "router.accounting",
+    "router.admin.bodies",
+    "router.admin.contract",
+    "router.admin.documents",
+    "router.admin.merge",
+    "router.admin.openapi",
+    "router.admin.overrides",
     "router.auth",
     "router.breaker",
     "router.config",
+    "router.decisions",
     "router.drain",
     "router.errors",
     "router.events",

@@ -110,6 +110,8 @@ def odd(settings: Settings, place: Place) -> int:
         {"k": "ask", "id": 6, "what": "acquire", "wanted": [["d", True, "x"]]},
         {"k": "ask", "id": 7, "what": "release", "places": []},
         {"k": "ask", "id": 8, "what": "metrics", "accept": 1},
+        {"k": "ask", "id": 10, "what": "sessions"},
+        {"k": "ask", "id": 11, "what": "set", "args": {"id": 1}},
         {"k": "ask", "id": 9, "what": "acquire", "wanted": [["d" * 1000, 1, f"{place.member}:1"]]},
     ):
         if place.number == 1:

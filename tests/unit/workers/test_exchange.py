@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ Answer = Callable[[dict[str, Any]], dict[str, Any] | None]
 class Deaf:
     """A worker that is told nothing."""
 
-    def told_to(self, what: str, number: int) -> None:
+    def told_to(self, what: str, number: int, args: Mapping[str, Any]) -> None:
         """Nobody asks."""
         raise AssertionError(what)
 

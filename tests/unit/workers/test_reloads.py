@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import pytest
 
 from router.config import load
 from router.events import Event, Observers, Reloaded
-from router.reload import Source
+from router.reload import Origin, Source
 from router.watch import MOST_UNSETTLED_S
 from router.workers.channel import Message
-from router.workers.reloads import LOOK_S, PREPARE_S, Newest, Reloads
+from router.workers.reloads import COMMIT_S, LOOK_S, PREPARE_S, Newest, Reloads
 from tests.helpers.clock import ManualClock
 from tests.helpers.running import config_of
 
@@ -40,14 +40,15 @@ class Parent:
         self.write("one")
         self.clock = ManualClock()
         self.events: list[Event] = []
+        self.accepted: list[Mapping[str, Any]] = []
         self.workers = list(workers)
         self.sent: list[tuple[str, str, Any]] = []
         source = Source.of(str(self.path))
         self.reloads: Reloads[str] = Reloads(
-            source,
-            load(self.path, environ={}),
+            Origin(source=source, loaded=load(self.path, environ={})),
             workers=lambda: list(self.workers),
             send=self._send,
+            accepted=self.accepted.append,
             tell=Observers([self.events.append]),
             clock=self.clock,
         )
@@ -80,6 +81,17 @@ class Parent:
             self.reloads.heard(worker, number, data)
         self.reloads.step()
 
+    def request(self, trigger: str, answer: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+        """Want a reload."""
+        self.reloads.request(trigger, answer)
+        assert self.reloads.due_at() <= self.clock() or self.told_any
+        self.reloads.step()
+
+    @property
+    def told_any(self) -> bool:
+        """Whether anybody was told anything."""
+        return bool(self.sent)
+
     def pass_time(self, seconds: float) -> None:
         """Let time pass in small steps."""
         for _ in range(round(seconds / LOOK_S) + 1):
@@ -92,13 +104,14 @@ def test_all_prepare_and_then_all_put_it_in_force(tmp_path: Path) -> None:
     parent = Parent(tmp_path, "w0", "w1")
     text = parent.write("two")
     answers: list[Mapping[str, Any]] = []
-    parent.reloads.request("api", answers.append)
+    parent.request("api", answers.append)
     assert parent.told("prepare") == ["w0", "w1"]
     parent.answer(GOOD, "w0")
     assert parent.sent == [] and answers == []
     parent.answer(GOOD, "w1")
-    assert parent.told("commit") == ["w0", "w1"]
-    assert parent.reloads.newest == Newest(text=text, generation=2)
+    assert parent.told("commit") == ["w0", "w1"] and answers == []
+    parent.answer({}, "w0", "w1")
+    assert parent.reloads.newest == Newest(text=text, generation=2) and parent.accepted == [GOOD]
     assert (answers[0]["generation"], answers[0]["restart_needed"]) == (2, ["general_settings.listen"])
     event = parent.reloaded
     assert (event.trigger, event.generation, event.added, event.removed, event.errors) == ("api", 2, ("b",), ("a",), ())
@@ -108,7 +121,7 @@ def test_all_prepare_and_then_all_put_it_in_force(tmp_path: Path) -> None:
 def test_what_one_refuses_is_in_force_nowhere(tmp_path: Path) -> None:
     """At once, with its errors; the others forget what they have prepared."""
     parent = Parent(tmp_path, "w0", "w1", "w2")
-    parent.reloads.request("signal")
+    parent.request("signal")
     parent.answer(GOOD, "w0")
     parent.answer(BAD, "w1")
     assert parent.told("commit") == [] and parent.told("refuse") == ["w0", "w1", "w2"]
@@ -124,19 +137,24 @@ def test_what_one_refuses_is_in_force_nowhere(tmp_path: Path) -> None:
 def test_a_silent_worker_is_not_waited_for_for_ever(tmp_path: Path) -> None:
     """It is told what is in force, for when it wakes."""
     parent = Parent(tmp_path, "w0", "w1")
-    parent.reloads.request("signal")
+    parent.request("signal")
     parent.answer(GOOD, "w0")
     parent.clock.advance(PREPARE_S)
     assert parent.reloads.due_at() <= parent.clock()
     parent.reloads.step()
     assert (parent.told("commit"), parent.told("load")) == (["w0"], ["w1"])
+    assert parent.events == []
+    # Nor is one that falls silent between the two steps.
+    parent.clock.advance(COMMIT_S)
+    parent.reloads.step()
+    assert parent.reloaded.generation == 2
 
 
 def test_without_any_answer_nothing_changes(tmp_path: Path) -> None:
     """All hang, or there is none."""
     for workers in (("w0",), ()):
         parent = Parent(tmp_path, *workers)
-        parent.reloads.request("signal")
+        parent.request("signal")
         parent.clock.advance(PREPARE_S)
         parent.reloads.step()
         assert "no worker" in str(parent.reloaded.errors[0]) and parent.reloads.generation == 1
@@ -145,7 +163,7 @@ def test_without_any_answer_nothing_changes(tmp_path: Path) -> None:
 def test_a_worker_that_dies_meanwhile_holds_nobody_up(tmp_path: Path) -> None:
     """Its replacement was forked before, and is told when it serves."""
     parent = Parent(tmp_path, "w0", "w1")
-    parent.reloads.request("signal")
+    parent.request("signal")
     parent.answer(GOOD, "w0")
     parent.workers.remove("w1")
     parent.reloads.gone("w1")
@@ -165,10 +183,12 @@ def test_requests_that_come_meanwhile_are_one_reload_more(tmp_path: Path) -> Non
     parent = Parent(tmp_path, "w0")
     answers: list[int] = []
     for trigger in ("signal", "api", "api"):
-        parent.reloads.request(trigger, lambda document: answers.append(document["generation"]))
+        parent.request(trigger, lambda document: answers.append(document["generation"]))
     parent.answer(GOOD, "w0")
+    parent.answer({}, "w0")
     assert parent.told("prepare") == ["w0", "w0"] and answers == [2]
     parent.answer(GOOD, "w0", number=2)
+    parent.answer({}, "w0", number=2)
     assert parent.told("prepare") == [] and answers == [2, 3, 3]
 
 
@@ -179,7 +199,7 @@ def test_a_file_that_cannot_be_read_asks_nobody(tmp_path: Path, content: bytes |
     parent.path.unlink()
     if content is not None:
         parent.path.write_bytes(content)
-    parent.reloads.request("signal")
+    parent.request("signal")
     assert parent.told("prepare") == [] and parent.told("refuse") == ["w0"]
     assert parent.reloaded.errors and parent.reloads.counts[("failure", "signal")] == 1
 
@@ -193,6 +213,7 @@ def test_a_change_of_the_file_is_a_reload(tmp_path: Path) -> None:
     parent.pass_time(3 * LOOK_S)
     assert parent.told("prepare") == ["w0"]
     parent.answer(GOOD, "w0")
+    parent.answer({}, "w0")
     assert parent.reloaded.trigger == "file"
     parent.path.write_text(text, encoding="utf-8")
     parent.pass_time(5)
@@ -210,6 +231,7 @@ def test_a_file_that_is_being_replaced_is_waited_for(tmp_path: Path) -> None:
     parent.pass_time(3 * LOOK_S)
     assert parent.told("prepare") == ["w0"]
     parent.answer(GOOD, "w0")
+    parent.answer({}, "w0")
     parent.path.unlink()
     parent.pass_time(MOST_UNSETTLED_S + 3 * LOOK_S)
     assert "no such file" in str(parent.reloaded.errors[0])
@@ -219,11 +241,15 @@ def test_a_file_that_is_being_replaced_is_waited_for(tmp_path: Path) -> None:
 def test_a_change_before_the_first_look_is_seen(tmp_path: Path) -> None:
     """The file was edited while the workers started."""
     parent = Parent(tmp_path, "w0")
-    source = Source.of(str(parent.path))
-    loaded = load(parent.path, environ={})
+    origin = Origin(source=Source.of(str(parent.path)), loaded=load(parent.path, environ={}))
     parent.write("two")
     parent.reloads = Reloads(
-        source, loaded, workers=lambda: ["w0"], send=parent._send, tell=Observers([parent.events.append]), clock=parent.clock
+        origin,
+        workers=lambda: ["w0"],
+        send=parent._send,
+        accepted=parent.accepted.append,
+        tell=Observers(),
+        clock=parent.clock,
     )
     parent.pass_time(1)
     assert parent.told("prepare") == ["w0"]
