@@ -291,8 +291,9 @@ def command_lines(document: Path) -> Iterator[list[str]]:
         # A comment, what follows in a pipe, and the brackets of what may be left out.
         called = re.split(r"\s#|[|>&;]", line.removeprefix("$ "))[0].strip()
         called = re.sub(r"^(\.venv-run/bin|venv/bin)/", "", called)
-        if called.startswith("realtime-router "):
-            yield shlex.split(called.replace("[", " ").replace("]", " "))[1:]
+        words = shlex.split(called.replace("[", " ").replace("]", " ")) if called.startswith(("realtime-router ", "ctl ")) else []
+        if words:
+            yield words[words[0] == "realtime-router" :]
 
 
 def options_of(command: click.Command) -> set[str]:
