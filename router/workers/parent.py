@@ -37,6 +37,7 @@ from router.events import Notice, Observers
 from router.fleet import picture
 from router.fleet.board import Board
 from router.fleet.exchange import Wanted
+from router.listener.certificate import Certificate
 from router.metrics import PREFIX, RESTARTS, RESTARTS_TEXT, Page
 from router.process import GC_THRESHOLDS, cannot_listen, facts_of, hangup, say, url_of
 from router.workers import merge
@@ -167,6 +168,8 @@ class Parent:
         self._kill_after_s = kill_after_s
         self._most_unread_bytes = most_unread_bytes
         self._board = Board()
+        # Read before each fork: workers share the keys of its session tickets, and a client may resume at any of them.
+        self._certificate = Certificate(tell)
         self._slots: list[Slot] = []
         self._clients = 0  # how many of a slot's sockets are for clients; the others are for operators
         self._selector = selectors.DefaultSelector()
@@ -219,6 +222,7 @@ class Parent:
 
     def _open(self) -> None:
         server = self._settings.server
+        self._read_certificate()
         clients = open_listeners(server.listen, server.workers)
         operators: list[list[socket.socket]] = [[] for _ in clients]
         if server.ops_listen is not None:
@@ -227,6 +231,11 @@ class Parent:
         self._slots = [
             Slot(number=number, sockets=[*own, *more]) for number, (own, more) in enumerate(zip(clients, operators, strict=True))
         ]
+
+    def _read_certificate(self) -> None:
+        tls = self._settings.server.tls
+        if tls is not None:
+            self._certificate.context(tls)
 
     def _catch_signals(self) -> None:
         for end in (self._wake_reader, self._wake_writer):
@@ -350,6 +359,7 @@ class Parent:
         except OSError as error:
             self._cannot_fork(slot, error)
             return
+        self._read_certificate()
         member = f"{slot.number}-{secrets.token_hex(8)}"
         # What stands in a buffer would be printed by both.
         for stream in (sys.stdout, sys.stderr):
@@ -396,7 +406,14 @@ class Parent:
                     for sock in other.sockets:
                         sock.close()
             clients, operators = slot.sockets[: self._clients], slot.sockets[self._clients :]
-            place = Place(number=slot.number, member=member, channel=channel, clients=clients, operators=operators)
+            place = Place(
+                number=slot.number,
+                member=member,
+                channel=channel,
+                clients=clients,
+                operators=operators,
+                certificate=self._certificate,
+            )
             code = self._work(self._settings, place)
         except BaseException:  # nothing may get back into the parent's code
             sys.excepthook(*sys.exc_info())
@@ -561,7 +578,7 @@ class Parent:
 
     def _say_listening(self) -> None:
         sockets = self._slots[0].sockets
-        url = url_of(address_of(sockets[0]))
+        url = url_of(address_of(sockets[0]), self._settings.server)
         say(f"realtime-router listening on {url}")
         operations = None if self._settings.server.ops_listen is None else address_of(sockets[-1])
         facts = facts_of(self._settings, url, operations)

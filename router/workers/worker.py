@@ -23,6 +23,7 @@ from router.config.settings import Settings
 from router.engine import Engine
 from router.events import Event, Notice, Observers, SessionRecord
 from router.lag import LoopLag
+from router.listener.certificate import Certificate
 from router.metrics import Metrics
 from router.process import STOP_TIMEOUT_S, assemble, drop_unread, loop_error, run, settle
 from router.tasks import Tasks
@@ -53,6 +54,7 @@ class Place:
         channel: leads to the parent.
         clients: sockets that listen for clients.
         operators: those for operators, where they have an address of their own.
+        certificate: of ``listen``, as the parent has read it.
     """
 
     number: int
@@ -60,6 +62,7 @@ class Place:
     channel: socket.socket
     clients: Sequence[socket.socket]
     operators: Sequence[socket.socket]
+    certificate: Certificate | None = None
 
 
 def work(settings: Settings, place: Place) -> int:
@@ -118,6 +121,7 @@ class _Worker:
             render_metrics=lambda accept: pages[_OPENMETRICS if _OPENMETRICS in accept else ""](),
             gather_deployments=_Together(self._ask_deployments, self._tasks),
             sockets=(self._place.clients, self._place.operators),
+            certificate=self._place.certificate,
         )
         lag = LoopLag(self._metrics.loop_lag)
         lag.start()

@@ -32,6 +32,8 @@ PURE_CORE = (
     "router.fleet.picture",
     "router.handshake",
     "router.limits",
+    "router.listener.certificate",
+    "router.listener.proxyprotocol",
     "router.load",
     "router.pool",
     "router.providers",
