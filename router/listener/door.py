@@ -130,7 +130,20 @@ class Doors:
 class Door(asyncio.Protocol):
     """One connection; see the module."""
 
-    __slots__ = ("_client", "_done", "_doors", "_early", "_guest", "_header", "_named", "_server", "_timer", "_tls", "_transport")
+    __slots__ = (
+        "_aborted",
+        "_client",
+        "_done",
+        "_doors",
+        "_early",
+        "_guest",
+        "_header",
+        "_named",
+        "_server",
+        "_timer",
+        "_tls",
+        "_transport",
+    )
 
     def __init__(self, doors: Doors, server: ServerSettings, guest: Callable[[], Guest]) -> None:
         self._doors = doors
@@ -140,6 +153,7 @@ class Door(asyncio.Protocol):
         self._named = True
         self._header = server.proxy_protocol  # it is to come, or to be completed
         self._early = bytearray()  # of the header
+        self._aborted = False  # by the door itself
         self._done = False  # the connection was sent away, or is somebody else's
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport  # set by ``connection_made``
@@ -231,6 +245,9 @@ class Door(asyncio.Protocol):
         if isinstance(error, ssl.SSLError):
             reason = (error.reason or str(error)).lower().replace("_", " ")
             self._doors.complain("TLS handshake", self._client, reason)
+        elif not self._aborted:
+            # Many programs that do not accept a certificate go without a word.
+            self._doors.complain("TLS handshake", self._client, "found the end of the connection in its middle")
 
     # --- ways out -----------------------------------------------------------------------------------
 
@@ -267,7 +284,7 @@ class Door(asyncio.Protocol):
 
     def abort(self) -> None:
         """End the connection at once."""
-        self._done = True
+        self._done = self._aborted = True
         (self._tls or self._transport).abort()
 
     def _leave(self) -> None:
