@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,7 @@ async def test_refusals_name_the_client_behind_trusted_proxies(simulator: Simula
         assert [refused.client for refused in router.refusals] == [CLIENT] * 3
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux spreads connections over SO_REUSEPORT")
 async def test_workers_take_the_header_too(simulator: SimulatorFactory, tmp_path: Path) -> None:
     """On sockets that they inherited."""
     config = proxied(await simulator(), workers=2)

@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import random
+import signal
 import ssl
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,8 +16,10 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from websockets.asyncio.client import ClientConnection, connect
 
+from router.app import Surface, client_of, json_response, scheme_of
 from router.events import Event, Notice, SessionRecord
 from router.simulator import Simulator
 from router.simulator.pytest_plugin import SimulatorFactory
@@ -34,10 +38,11 @@ from tests.helpers.running import (
     running_router,
 )
 from tests.helpers.secure import HandTls, client_context, put, secure_client
-from tests.helpers.tls import TLS_1_2, TLS_1_3, Authority
+from tests.helpers.tls import TLS_1_2, TLS_1_3, Authority, no_collector, transports
 from tests.integration.test_backpressure import BUFFER_BOUND, MIB, RECEIVE_BUFFER, buffered, flooding, relay_of, stuck
 
 KEY = "sk-client-0123456789abcdef"
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux spreads connections over SO_REUSEPORT")
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +293,7 @@ async def test_a_certificate_is_replaced_under_a_running_session(
         assert events == ["certificate read again", "certificate not read", "certificate read again"]
 
 
+@LINUX
 async def test_workers_share_a_certificate_and_the_keys_of_its_tickets(
     simulator: SimulatorFactory, authority: Authority, tmp_path: Path
 ) -> None:
@@ -320,7 +326,32 @@ async def test_workers_share_a_certificate_and_the_keys_of_its_tickets(
             hand.peer.abandon()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@LINUX
+async def test_a_worker_that_is_replaced_has_the_certificate_whatever_became_of_its_files(
+    simulator: SimulatorFactory, authority: Authority, tmp_path: Path
+) -> None:
+    """It is forked with what its parent has read: a broken file costs nobody a worker."""
+    config = secured(authority, tmp_path, await simulator(), workers=2)
+    context = client_context(authority)
+    async with router_process(written(tmp_path, config)) as router:
+        port = int(router.base.split(":")[2].split("/")[0])
+        listening = await router.logged("listening")
+        (tmp_path / "server.key").write_bytes(b"broken")
+        async with asyncio.timeout(PATIENCE_S):
+            while not router.lines("certificate not read"):
+                assert await shown(port, context) == "localhost"
+                await asyncio.sleep(0.05)
+        os.kill(listening["workers"][0], signal.SIGKILL)
+        await router.logged("worker replaced")
+        # That the new one gets none of so many happens once in 2^30 runs.
+        for _ in range(30):
+            assert await shown(port, context) == "localhost"
+        # The parent looked as well, before it forked.
+        told = [line["problem"] for line in router.lines("certificate not read") if "worker" not in line]
+        assert len(told) == 1 and "general_settings.tls.key_file: found no key" in told[0]
+
+
+@pytest.mark.parametrize("workers", [1, 2] if sys.platform.startswith("linux") else [1])
 @pytest.mark.parametrize("command", ["check", "serve"])
 async def test_a_missing_certificate_is_an_error_of_the_configuration(
     authority: Authority, tmp_path: Path, command: str, workers: int
@@ -514,6 +545,54 @@ async def test_a_page_from_the_own_host_may_connect(simulator: SimulatorFactory,
             assert await next_type(ws) == "error"
             await ws.wait_closed()
             assert ws.close_code == 1008
+
+
+async def test_by_what_a_client_came_is_known(
+    simulator: SimulatorFactory, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By TLS of the router's own, or as a trusted proxy says; on a plain address nobody else's word makes it ``https``."""
+
+    async def live(self: Surface, request: web.Request) -> web.StreamResponse:
+        return json_response([scheme_of(request, self._server), client_of(request, self._server)])
+
+    monkeypatch.setattr(Surface, "live", live)
+    sim = await simulator()
+    told = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9"}
+    async with running_router(secured(authority, tmp_path, sim)) as router, aiohttp.ClientSession() as http:
+        async with http.get(f"https://localhost:{router.port}/health/live", ssl=client_context(authority)) as response:
+            assert await response.json() == ["https", "127.0.0.1"]
+    for trusted, expected in (([], ["http", "127.0.0.1"]), (["127.0.0.1"], ["https", "203.0.113.9"])):
+        general = {"master_key": KEY, "trusted_proxies": trusted}
+        async with running_router(config_of(sim, general=general)) as router:
+            assert (await router.request("/health/live", headers=told)).json == expected
+            assert (await router.request("/health/live")).json == ["http", "127.0.0.1"]
+
+
+@on_both_loops
+async def test_nothing_of_a_connection_is_left_for_the_collector(authority: Authority, tmp_path: Path) -> None:
+    """Whether it became a session, failed, was late or left: what has no circle is gone with its connection."""
+    context = client_context(authority)
+    config = secured(authority, tmp_path, "http://127.0.0.1:1/v1", handshake_timeout_s=0.3)
+    async with running_router(config) as router:
+        limits = router.server._limits
+        with no_collector():
+            for way in ("request", "failed", "late", "left") * 3:
+                hand = HandTls(await connect_raw(router.port), context)
+                if way == "request":
+                    await hand.shake_hands()
+                    request = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                    await hand.peer.send(hand.sealed(request))
+                    assert b" 200 " in await hand.read_until(b"\r\n\r\n")
+                elif way == "failed":
+                    await hand.peer.send(hand.hello() + b"\x16" * 50)
+                else:
+                    await hand.peer.send(hand.hello()[:50])
+                if way != "left":
+                    await hand.peer.gone()
+                hand.peer.abandon()
+            await router.until_true(lambda: limits.open == 0)
+            await router.until_true(lambda: not [one for one in transports() if one.get_extra_info("ssl_object").server_side])
+        assert not router.server._doors or not router.server._doors.open
 
 
 # --- the log -------------------------------------------------------------------------------------
