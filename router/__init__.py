@@ -19,7 +19,7 @@ Where to find what:
     workers/        several processes behind one address; process.py one that serves; serve.py the one or the other
     relay/          two transports joined: bytes verbatim, a scanner that follows the frames; accel/ beside router/: its fast
                     path in C
-    accounting.py   turns, first audio, usage; events.py what happened → metrics.py, logs.py
+    accounting.py   turns, first audio, usage; events.py what happened → metrics.py, logs.py, tracing.py
     simulator/      a provider to develop, demo and test against
     library.py      the same without a server
 

@@ -6,9 +6,11 @@ Pure: no asyncio, and the clock is handed in.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from router.events import Turn
 from router.jsontext import parse_object
 from router.relay.contract import Phase, Side
 from router.relay.fastpath import FastPath, HotTable, hot_table
@@ -114,6 +116,9 @@ HOT_UPSTREAM_TYPES: Final = (
     "response.function_call_arguments.delta",
 )
 
+_AUDIO_IN: Final = "input_audio_buffer.append"
+# By these a client says that it has sent all that its user said, or that none of it counts.
+_FINISHED: Final = frozenset({"input_audio_buffer.commit", "input_audio_buffer.clear"})
 _AUDIO_DELTAS: Final = frozenset({"response.output_audio.delta", "response.audio.delta"})
 _HOT_CLIENT: Final = hot_table(HOT_CLIENT_TYPES, masked=True)
 _HOT_UPSTREAM: Final = hot_table(HOT_UPSTREAM_TYPES, masked=False)
@@ -121,8 +126,21 @@ _HOT_UPSTREAM: Final = hot_table(HOT_UPSTREAM_TYPES, masked=False)
 _HOT_BEFORE_AUDIO: Final = hot_table(HOT_UPSTREAM_TYPES, masked=False, without=_AUDIO_DELTAS)
 # Ids remembered so that nothing is billed twice; two hours of rapid turns have fewer.
 _REMEMBERED_IDS: Final = 8192
+# Answers under way that are timed, for whoever wants to be told of turns; more at a time are no conversation.
+_MOST_OPEN_TURNS: Final = 32
+_STATUSES: Final = frozenset({"completed", "cancelled", "failed", "incomplete"})
 
 Counts = dict[tuple[str, str], tuple[int, int]]
+
+
+class _OpenTurn:
+    """An answer under way."""
+
+    __slots__ = ("began_at", "first_audio_s")
+
+    def __init__(self, began_at: float) -> None:
+        self.began_at = began_at
+        self.first_audio_s: float | None = None  # from the end of speech; only set once there was audio
 
 
 class Accounting:
@@ -135,6 +153,7 @@ class Accounting:
         on_trouble: told of the code and type of an ``error`` event or a failed response.
         on_limits: told of the share of the provider's tightest limit that is used up, 0 to 1, and the seconds until it is whole.
         on_tick: called with monotonic seconds, twice a second.
+        on_turn: told of each answer when it ends; ``None``: nobody wants to know, and nothing is kept for it.
     """
 
     def __init__(
@@ -146,6 +165,7 @@ class Accounting:
         on_trouble: Callable[[str, str], None],
         on_limits: Callable[[float, float], None],
         on_tick: Callable[[float], None],
+        on_turn: Callable[[Turn], None] | None = None,
     ) -> None:
         self.collect = COLLECTED
         self.usage = Usage()
@@ -157,11 +177,21 @@ class Accounting:
         self._on_trouble = on_trouble
         self._on_limits = on_limits
         self._on_tick = on_tick
+        self._on_turn = on_turn
+        # Of the answers under way, the oldest first. Which of them an event belongs to is not looked at: answers of one
+        # conversation follow each other.
+        self._open_turns: deque[_OpenTurn] = deque(maxlen=_MOST_OPEN_TURNS)
         self._open_responses = 0
         # When the user stopped speaking; only set while the answer's first audio is awaited.
         self._speech_ended_at: float | None = None
         # An answer from before the end of speech is still being sent: its audio is not the one that is awaited.
         self._older_answer = False
+        self._speaking = False  # as the provider hears it
+        self._answer_due = False  # it was asked for, and has not begun
+        # Audio that the client sent, in messages, and how much of it when it said last that its user has finished. ``None``: it
+        # never did, so it is the provider who listens for that, and audio comes whether anybody speaks or not.
+        self._appended = 0
+        self._committed: int | None = None
         self._billed: dict[str, None] = {}
         self._done_ids: dict[str, None] = {}
         # Since the last ``take_counts``: [messages, payload bytes] by type. Those of hot types are counted by the fast paths.
@@ -178,12 +208,28 @@ class Accounting:
         """The books are closed: let go of those who were told, who refer to it as well."""
         self._on_usage = self._on_first_audio = self._on_tick = _nobody
         self._on_trouble = self._on_limits = _nobody
+        self._on_turn = None
         self._fast = {}
+
+    def end_turns(self) -> None:
+        """The session has ended: so have the answers that were under way."""
+        while self._on_turn is not None and self._open_turns:
+            self._turn_ended(self._on_turn, status="unfinished")
 
     @property
     def phase(self) -> Phase:
         """A turn lasts from ``response.created`` to ``response.done``."""
         return "turn" if self._open_responses else "idle"
+
+    @property
+    def quiet(self) -> bool:
+        """Neither an answer is under way or due, nor does the user speak."""
+        if self._open_responses or self._speaking or self._answer_due:
+            return False
+        if self._committed is None:
+            return True
+        self._count_hot()
+        return self._appended == self._committed
 
     def tick(self, now: float) -> None:
         """Twice a second."""
@@ -201,6 +247,11 @@ class Accounting:
         if side == "client":
             if name == "input_audio_buffer.commit":
                 self._speech_ended()
+            elif name == "response.create":
+                self._answer_due = True
+            if name in _FINISHED:
+                self._count_hot()
+                self._committed = self._appended
             return
         if self._speech_ended_at is not None and (name in _AUDIO_DELTAS or name == BINARY_TYPE):
             if not self._older_answer:
@@ -210,11 +261,7 @@ class Accounting:
 
     def take_counts(self) -> Counts:
         """Return the counts since the last call: (side, type) → (messages, payload bytes)."""
-        for side, fast in self._fast.items():
-            hot = fast.take_counts()
-            for index, name in enumerate(HOT_CLIENT_TYPES if side == "client" else HOT_UPSTREAM_TYPES):
-                if hot[2 * index]:
-                    self._count(side, name, hot[2 * index], hot[2 * index + 1])
+        self._count_hot()
         taken: Counts = {
             (side, name): (entry[0], entry[1]) for side, counts in self._counts.items() for name, entry in counts.items()
         }
@@ -222,7 +269,17 @@ class Accounting:
             counts.clear()
         return taken
 
+    def _count_hot(self) -> None:
+        """Take over what the fast paths have counted."""
+        for side, fast in self._fast.items():
+            hot = fast.take_counts()
+            for index, name in enumerate(HOT_CLIENT_TYPES if side == "client" else HOT_UPSTREAM_TYPES):
+                if hot[2 * index]:
+                    self._count(side, name, hot[2 * index], hot[2 * index + 1])
+
     def _count(self, side: Side, name: str, messages: int, size: int) -> None:
+        if name == _AUDIO_IN:
+            self._appended += messages
         counts = self._counts[side]
         entry = counts.get(name)
         if entry is None:
@@ -239,9 +296,13 @@ class Accounting:
         self._stop_waiting_for_audio()
         if self.first_audio_s is None:
             self.first_audio_s = seconds
+        if self._open_turns:
+            self._open_turns[-1].first_audio_s = seconds
         self._on_first_audio(seconds)
 
     def _speech_ended(self, payload: bytes | None = None) -> None:
+        self._speaking = False
+        self._answer_due = True
         self._speech_ended_at = self._clock()
         self._make_hot(_HOT_BEFORE_AUDIO)
         self._older_answer = self._open_responses > 0
@@ -249,6 +310,7 @@ class Accounting:
     def _speech_started(self, payload: bytes | None) -> None:
         # The user speaks again before any answer: what is measured is the answer to what comes now.
         self._stop_waiting_for_audio()
+        self._speaking = True
 
     def _stop_waiting_for_audio(self) -> None:
         self._speech_ended_at = None
@@ -261,22 +323,52 @@ class Accounting:
 
     def _response_created(self, payload: bytes | None) -> None:
         self._open_responses += 1
+        self._answer_due = False
         self._older_answer = False
+        if self._on_turn is not None:
+            began = self._speech_ended_at
+            self._open_turns.append(_OpenTurn(self._clock() if began is None else began))
 
     def _response_done(self, payload: bytes | None) -> None:
         event = _parse(payload)
         response = _object(event, "response")
-        if _remember(self._done_ids, _text(response, "id")):
+        new = _remember(self._done_ids, _text(response, "id"))
+        if new:
             self.turns += 1
             self._open_responses = max(0, self._open_responses - 1)
             self._older_answer = False
         # xAI puts it beside the response (PROTOCOL §4).
         usage = _object(response, "usage") or _object(event, "usage")
-        if usage:
-            self._bill(_text(response, "id"), response_usage(usage))
+        billed = self._bill(_text(response, "id"), response_usage(usage)) if usage else None
         error = _object(_object(response, "status_details"), "error")
         if error:
             self._on_trouble(_text(error, "code"), _text(error, "type"))
+        if new and self._on_turn is not None:
+            status = _text(response, "status")
+            self._turn_ended(
+                self._on_turn,
+                status=status if status in _STATUSES else OTHER,
+                response=_text(response, "id"),
+                error=_text(error, "code") or _text(error, "type"),
+                usage=billed,
+            )
+
+    def _turn_ended(
+        self, tell: Callable[[Turn], None], *, status: str, response: str = "", error: str = "", usage: Usage | None = None
+    ) -> None:
+        now = self._clock()
+        # One that nobody saw begin, in the place of which there is nothing, has taken no time.
+        turn = self._open_turns.popleft() if self._open_turns else _OpenTurn(now)
+        tell(
+            Turn(
+                seconds=now - turn.began_at,
+                first_audio_s=turn.first_audio_s,
+                status=status,
+                response=response,
+                error=error,
+                usage=Usage() if usage is None else usage,
+            )
+        )
 
     def _transcribed(self, payload: bytes | None) -> None:
         event = _parse(payload)
@@ -293,15 +385,18 @@ class Accounting:
             self._on_limits(*tightest)
 
     def _error(self, payload: bytes | None) -> None:
+        self._answer_due = False  # that may be what was refused
         error = _object(_parse(payload), "error")
         if error:
             self._on_trouble(_text(error, "code"), _text(error, "type"))
 
-    def _bill(self, billed_id: str, usage: Usage) -> None:
-        """Add a bill unless its id was billed before; the first one counts."""
-        if _remember(self._billed, billed_id):
-            self.usage = self.usage + usage
-            self._on_usage(usage)
+    def _bill(self, billed_id: str, usage: Usage) -> Usage | None:
+        """Add a bill unless its id was billed before; the first one counts. Returns it, or ``None``."""
+        if not _remember(self._billed, billed_id):
+            return None
+        self.usage = self.usage + usage
+        self._on_usage(usage)
+        return usage
 
 
 _HANDLERS: Final[dict[str, Callable[[Accounting, bytes | None], None]]] = {

@@ -23,8 +23,11 @@ from aiohttp.typedefs import Middleware
 
 from router import handshake
 from router._version import __version__
+from router.admin.contract import Ask, Configuration, FixedConfiguration
+from router.admin.desk import Desk
+from router.admin.routes import AdminRoutes, Operator
 from router.auth import Authenticator, Principal
-from router.config.settings import ListenSettings, ServerSettings, Settings
+from router.config.settings import ListenSettings, ServerSettings
 from router.engine import Engine, Request, new_session_id
 from router.errors import (
     AuthenticationFailed,
@@ -47,6 +50,7 @@ from router.relay.farewell import Farewell
 from router.relay.leg import Leg
 from router.relay.takeover import take_client
 from router.routing import Opened, Search
+from router.tracecontext import trace_context
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 SERVER_NAME: Final = f"realtime-router/{__version__}"
@@ -58,12 +62,10 @@ _RESERVED_DESCRIPTORS: Final = 128
 BACKLOG: Final = 1024
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-# Given an ``Accept`` header, returns the body and content type of a metrics page; one of several processes has to ask for it.
+# Given an ``Accept`` header, returns the body and content type of a metrics page; one of several processes has to ask for it,
+# and raises OSError (TimeoutError is one) when the others cannot be asked.
 MetricsPage = tuple[bytes, str]
 RenderMetrics = Callable[[str], MetricsPage | Awaitable[MetricsPage]]
-# Returns the view of all processes for ``GET /admin/deployments``. Both raise OSError (TimeoutError is one) when the others
-# cannot be asked.
-GatherDeployments = Callable[[], Awaitable[Mapping[str, Any]]]
 
 
 def error_body(error: RouterError) -> dict[str, Any]:
@@ -114,8 +116,9 @@ class Surface:
     Args:
         engine: serves the sessions.
         render_metrics: for ``/metrics``.
-        gather_deployments: for ``/admin/deployments``; ``None``: there is this process alone.
-        wall_clock: epoch seconds, for the expiry of keys.
+        ask: puts operators' questions to all processes; ``None``: there is this process alone.
+        configuration: for operators; ``None``: it stays as it is.
+        wall_clock: epoch seconds, for the expiry of keys and the moments of views.
     """
 
     def __init__(
@@ -123,17 +126,31 @@ class Surface:
         engine: Engine,
         *,
         render_metrics: RenderMetrics,
-        gather_deployments: GatherDeployments | None = None,
+        ask: Ask | None = None,
+        configuration: Configuration | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.retired = False  # no new sessions here any more, those that run go on
         self._engine = engine
-        self._settings: Settings = engine.settings
-        self._server = engine.settings.server
-        self._authenticator = Authenticator(self._server, wall_clock=wall_clock)
+        self._wall_clock = wall_clock
+        self.configure(engine.settings.server)
         self._render_metrics = render_metrics
-        self._gather_deployments = gather_deployments
         self._tell: Observers = engine.tell
+        self.desk = Desk(engine, draining=lambda: engine.stopping or self.retired, wall_clock=wall_clock)
+        if configuration is None:
+            configuration = FixedConfiguration(generation=engine.generation, loaded_at=wall_clock())
+        self._admin = AdminRoutes(
+            ask=self.desk.ask if ask is None else ask,
+            configuration=configuration,
+            door=self,
+            tell=self._tell,
+            root_path=self._server.root_path,
+        )
+
+    def configure(self, server: ServerSettings) -> None:
+        """Go by the settings of another generation."""
+        self._server = server
+        self._authenticator = Authenticator(server, wall_clock=self._wall_clock)
 
     def routes(self, *, sessions: bool, operations: bool) -> list[web.RouteDef]:
         """The routes of a listening address: those of clients, those of operators, or both."""
@@ -151,7 +168,7 @@ class Surface:
                 routes += [web.get(path, self.realtime), web.get(path + "/", self.realtime)]
             routes.append(web.get("/v1/models", self.models))
         if operations:
-            routes += [web.get("/metrics", self.metrics), web.get("/admin/deployments", self.deployments)]
+            routes += [web.get("/metrics", self.metrics), *self._admin.routes()]
         return routes
 
     # --- sessions -----------------------------------------------------------------------------------
@@ -162,9 +179,10 @@ class Surface:
         head = request_head(request)
         began = _Began()
         facts = {"principal": "", "model": ""}  # for the log of a refusal
+        trace = trace_context(head) if self._engine.traced else None
         try:
             if self.retired:
-                raise ShuttingDown(retry_after_s=1.0)
+                raise ShuttingDown(retry_after_s=self._engine.retry_after_s)
             upgrade = handshake.parse(head, self._server, peer=peer_address(request))
             facts["model"] = upgrade.model[:128]
             principal = self._authenticator.authenticate(upgrade.credentials)
@@ -189,13 +207,14 @@ class Surface:
                     client=upgrade.client,
                     call=handshake.to_call(upgrade, group.settings, principal),
                     forward=forward,
+                    trace=trace,
                 ),
                 accept,
             )
         except RouterError as error:
             if began.response is not None:
                 return began.response
-            return await self._refuse(request, head, session, error, client_of(request, self._server), facts)
+            return await self._refuse(request, head, session, error, client_of(request, self._server), facts, trace)
         except ConnectionResetError:
             # The client left while its 101 was on the way; the record says so.
             return began.response if began.response is not None else web.Response(status=499)
@@ -229,6 +248,7 @@ class Surface:
         error: RouterError,
         peer: str,
         facts: Mapping[str, str],
+        trace: Mapping[str, str] | None,
     ) -> web.StreamResponse:
         """Tell a client that it gets no session, in the form that it can read."""
         if not error.recorded:
@@ -241,6 +261,7 @@ class Surface:
                     client=peer,
                     principal=facts["principal"],
                     model=facts["model"],
+                    trace=trace,
                 )
             )
         how = handshake.refusal(head, self._server)
@@ -301,8 +322,8 @@ class Surface:
 
     async def ready(self, request: web.Request) -> web.StreamResponse:
         """New sessions are welcome; providers have no say in this."""
-        if self._engine.stopping or self.retired:
-            return json_response({"status": "stopping"}, status=503)
+        if self._engine.draining or self._engine.stopping or self.retired:
+            return json_response({"status": "draining"}, status=503)
         return json_response({"status": "ok"})
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:
@@ -320,60 +341,23 @@ class Surface:
         body, content_type = page
         return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
-    async def deployments(self, request: web.Request) -> web.StreamResponse:
-        """Every group with its deployments and their live state."""
-        self._require_master(request)
-        if self._gather_deployments is None:
-            return json_response(self.describe())
-        try:
-            return json_response(await self._gather_deployments())
-        except OSError as error:
-            return self._unanswered("deployments", error)
+    def operator(self, request: web.Request, *, acts: bool) -> Operator:
+        """Who asks as an operator.
 
-    def describe(self) -> dict[str, Any]:
-        """Every group with its deployments and their live state, as this process sees them."""
-        fleet = self._engine.fleet
-        groups = []
-        for name, group in self._engine.pool.groups.items():
-            groups.append(
-                {
-                    "group": name,
-                    "strategy": group.settings.strategy.name,
-                    "fallbacks": list(group.settings.fallbacks),
-                    "deployments": [
-                        {
-                            "id": deployment.id,
-                            "provider": deployment.settings.provider,
-                            "model": deployment.settings.model,
-                            "state": deployment.state,
-                            "obstacle": deployment.obstacle() or None,
-                            "reason": deployment.breaker.reason or deployment.settings.problem or None,
-                            "order": deployment.settings.order,
-                            "weight": deployment.weight,
-                            "sessions": deployment.sessions,
-                            "sessions_elsewhere": None if fleet is None else deployment.elsewhere.sessions,
-                            "max_sessions": deployment.max_sessions,
-                            "ready_s": deployment.ready_s if deployment.was_ready else None,
-                            "first_audio_s": deployment.first_audio_s,
-                            "minute_starts": deployment.minute_starts,
-                            "minute_tokens": deployment.minute_tokens,
-                            "headroom": deployment.headroom,
-                            "available_in_s": deployment.available_in_s(),
-                        }
-                        for deployment in group.deployments
-                    ],
-                }
-            )
-        joined = None
-        if fleet is not None:
-            age_s = fleet.picture.age_s
-            joined = {
-                "member": fleet.member,
-                "mode": fleet.mode,
-                "members": fleet.picture.members + 1,
-                "picture_age_s": age_s if math.isfinite(age_s) else None,
-            }
-        return {"generation": self._engine.generation, "fleet": joined, "groups": groups}
+        Args:
+            request: it.
+            acts: it changes something.
+
+        Raises:
+            AuthenticationFailed, PermissionDenied: nobody who may.
+        """
+        principal = self._require_master(request)
+        head = request_head(request)
+        # Any page can make a browser on this host send a request; one with a key cannot be made by a page that does not know it.
+        if acts and self._server.keyless and not handshake.origin_allowed(head.value("origin"), head.value("host"), ()):
+            raise PermissionDenied("A router without keys takes such requests from no other page than its own.")
+        address = handshake.client_address(peer_address(request), head.headers, self._server.trusted_proxies)
+        return Operator(name=principal.name, client=address)
 
     def _unanswered(self, what: str, error: OSError) -> web.Response:
         """Numbers of one process in the place of those of all would be wrong ones."""
@@ -386,10 +370,11 @@ class Surface:
             handshake.check_keyless(head)
         return self._authenticator.authenticate(handshake.credentials(head))
 
-    def _require_master(self, request: web.Request) -> None:
+    def _require_master(self, request: web.Request) -> Principal:
         principal = self._identify(request)
         if not principal.is_master and not self._server.keyless:
             raise PermissionDenied("This needs the master key.")
+        return principal
 
 
 class _Began:
@@ -582,7 +567,7 @@ class Server:
     Args:
         engine: serves the sessions.
         render_metrics: for ``/metrics``.
-        gather_deployments: see ``Surface``.
+        ask, configuration: see ``Surface``.
         sockets: to listen on, those of clients and those of operators; ``None``: it opens its own. Closed with the server.
         certificate: of ``listen``, where it has been read already.
     """
@@ -592,14 +577,15 @@ class Server:
         engine: Engine,
         *,
         render_metrics: RenderMetrics,
-        gather_deployments: GatherDeployments | None = None,
+        ask: Ask | None = None,
+        configuration: Configuration | None = None,
         sockets: tuple[Sequence[socket.socket], Sequence[socket.socket]] | None = None,
         certificate: Certificate | None = None,
     ) -> None:
         self._engine = engine
         self._certificate = Certificate(engine.tell, known=certificate)
         self._doors: Doors | None = None  # set by ``start``
-        self._surface = Surface(engine, render_metrics=render_metrics, gather_deployments=gather_deployments)
+        self._surface = Surface(engine, render_metrics=render_metrics, ask=ask, configuration=configuration)
         self._sockets = sockets
         self._limits: _Limits  # set by ``start``
         self._runners: list[web.AppRunner] = []
@@ -617,7 +603,7 @@ class Server:
         limit = raise_descriptor_limit()
         room = max(2, limit - _RESERVED_DESCRIPTORS)
         # A session has two sockets.
-        self._engine.max_sessions = min(server.max_sessions, room // 2)
+        self._engine.room = room // 2
         self._limits = _Limits(most=room, engine=self._engine, answer_timeout_s=server.handshake_timeout_s)
         if server.tls is not None:
             self._certificate.context(server.tls)
@@ -628,15 +614,39 @@ class Server:
         if server.ops_listen is not None:
             await self._listen(server.ops_listen, self._surface.routes(sessions=False, operations=True), operators)
 
-    def describe(self) -> dict[str, Any]:
-        """See ``Surface.describe``."""
-        return self._surface.describe()
+    @property
+    def desk(self) -> Desk:
+        """What this process answers to operators."""
+        return self._surface.desk
+
+    def configure(self, server: ServerSettings) -> None:
+        """Go by the settings of another generation, but for those of addresses, which stay as they are."""
+        self._surface.configure(server)
+        self._limits.answer_timeout_s = server.handshake_timeout_s
 
     def retire(self) -> None:
         """Listen no longer and begin no session; those that are under way go on."""
         self._surface.retired = True
+        self.leave()
+
+    def leave(self) -> None:
+        """Listen no longer; whoever has connected until now is served."""
         for listener in self._listeners:
             listener.close()
+
+    @property
+    def connections(self) -> int:
+        """Of clients and operators, those of sessions included."""
+        return self._limits.open
+
+    async def _part(self, request: web.Request, response: web.StreamResponse) -> None:
+        """While draining an answer is its connection's last one, so that load balancers move on to another router."""
+        if not self._engine.draining or response.status == 101:
+            return
+        response.force_close()
+        # aiohttp has decided on its own header before; a 426 must keep the word that belongs to its "Upgrade".
+        upgrade = response.headers.get("Connection", "").lower() == "upgrade"
+        response.headers["Connection"] = "Upgrade, close" if upgrade else "close"
 
     async def _listen(
         self,
@@ -651,6 +661,7 @@ class Server:
         app = web.Application(middlewares=[in_json(self._engine.tell, client)], client_max_size=64 * 1024)
         app.add_routes(under(self._engine.settings.server.root_path, routes))
         app.on_response_prepare.append(_name_server)
+        app.on_response_prepare.append(self._part)
         runner = web.AppRunner(
             app,
             handle_signals=False,

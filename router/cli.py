@@ -68,9 +68,11 @@ def main(context: click.Context, config: str | None, host: str | None, port: int
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Modules and settings are made to stay; looking for garbage among them is a tenth of the start. ``serve`` enables it again.
     gc.disable()
+    from router.reload import Origin, Source
     from router.serve import serve
 
-    sys.exit(serve(load_or_fail(config, host=host, port=port)))
+    source = Source.of(config, host=host, port=port)
+    sys.exit(serve(Origin(source=source, loaded=load_or_fail(config, host=host, port=port))))
 
 
 @main.command()

@@ -47,9 +47,9 @@ async def _demo(host: str, port: int) -> int:
     litellm_params: {{model: {model}, api_key: not-a-real-key, api_base: "{simulator.url}{path}"}}
     model_info: {{mode: realtime, id: {name}}}"""
             )
-        text = f"model_list:{''.join(entries)}\ngeneral_settings: {{expose_routing: true}}\n"
+        text = f"model_list:{''.join(entries)}\ngeneral_settings: {{expose_routing: true, drain: {{grace_s: 0, timeout_s: 0}}}}\n"
         try:
-            loaded = load_text(text, file="demo", environ={}, host=host, port=port)
+            loaded = load_text(text, path="demo", environ={}, host=host, port=port)
         except ConfigError as error:
             print(error, file=sys.stderr)
             return 2

@@ -14,11 +14,12 @@ from typing import cast
 
 from router.accounting import Accounting
 from router.auth import Principal
-from router.config.settings import FleetSettings, Settings
-from router.errors import KeyLimitReached, Overloaded, RouterError, ShuttingDown
+from router.config.settings import DeploymentSettings, FleetSettings, Settings
+from router.errors import EndedByOperator, KeyLimitReached, Overloaded, RouterError, ShuttingDown
 from router.events import (
     ConfigAlarm,
     CooledDown,
+    DeploymentGone,
     FirstAudio,
     Notice,
     Observers,
@@ -26,12 +27,16 @@ from router.events import (
     SessionRecord,
     SessionStarted,
     Traffic,
+    Turn,
+    TurnEnded,
     UsageRecorded,
 )
 from router.fleet.beat import Fleet
 from router.fleet.exchange import Exchange
 from router.fleet.picture import Picture
+from router.generations import Change, change_of
 from router.health import Prober
+from router.live import Live
 from router.pool import Deployment, Group, Pool
 from router.providers import ErrorKind, error_kind
 from router.providers.base import Forward
@@ -49,8 +54,14 @@ from strategies.base import Call, Freshness
 # How often a running session's counts reach the observers, so that metrics of hour-long calls move.
 TRAFFIC_INTERVAL_S = 5.0
 
+# Told to a client whose search an operator has ended.
+_RETRY_AFTER_S = 5.0
+
 # How long a connection that was cut takes to be gone; a turn or two of the event loop.
 _CUT_TIMEOUT_S = 0.5
+
+# How often a session that has to end is looked at for a quiet moment.
+_QUIET_LOOK_S = 0.05
 
 _EARLY_CLOSE = Verdict(outcome=Outcome.EARLY_CLOSE, blames=True, transient=True)
 
@@ -80,6 +91,7 @@ class Request:
         client: address, for the log.
         call: for strategies.
         forward: group → what travels upstream.
+        trace: see ``events.SessionStarted``.
     """
 
     session: str
@@ -88,6 +100,7 @@ class Request:
     client: str
     call: Call
     forward: Callable[[Group], Forward]
+    trace: Mapping[str, str] | None = None
 
 
 # Given the upstream that was found, sends the client's 101; returns its leg and what came behind the request.
@@ -95,7 +108,7 @@ Accept = Callable[[Opened, Search], Awaitable[tuple[Leg, bytes]]]
 
 
 class Engine:
-    """Serves sessions under one generation of the configuration.
+    """Serves sessions under the generation of the configuration that is in force.
 
     Args:
         settings: the generation.
@@ -130,27 +143,38 @@ class Engine:
         self._picture = Picture(clock) if self.fleet is None else self.fleet.picture
         gate = None if self.fleet is None else self.fleet.gate
         self.pool = Pool(settings, clock=clock, rng=self.rng, tell=tell, picture=self._picture, limits=gate)
+        self._gate = gate
         self.dialer = Dialer(environ=os.environ if environ is None else environ, on_error=self._task_failed)
         self.sweep = Sweep(clock=clock)
         server = settings.server
+        self._budget = RetryBudget(ratio=server.retry_budget_ratio, min_per_s=server.retry_budget_min_per_s, clock=clock)
         self.routing = Routing(
             pool=self.pool,
             dialer=self.dialer,
-            budget=RetryBudget(ratio=server.retry_budget_ratio, min_per_s=server.retry_budget_min_per_s, clock=clock),
+            budget=self._budget,
             tasks=self.tasks,
             tell=tell,
             clock=clock,
             rng=self.rng,
             admission=gate,
         )
+        self.traced = settings.server.tracing  # observers are told of turns and of clients' traces; fixed at the start
+        self.draining = False  # its end has begun: no load balancer should send anybody here
         self.stopping = False  # no new sessions any more
-        self.max_sessions = server.max_sessions
+        self.retry_after_s = 1.0  # what clients are told that come then
+        self._ending = False  # those that run are being ended
+        self.room: int | None = None  # most sessions that the descriptors allow; ``None``: nobody has counted them
+        self._probers: dict[Deployment, tuple[DeploymentSettings, asyncio.Task[None]]] = {}
+        self._started = False
+        self._removed: dict[str, str] = {}  # deployments of earlier generations that observers still know → their group
         self._serving = 0  # sessions between their search and their record
         self._pending = 0  # those of them that look for an upstream
         self._searching: set[asyncio.Task[object]] = set()  # whose these are; ``end_all`` takes out those that it cancels
         self._relays: dict[str, Relay] = {}  # running sessions by id
+        self._live: dict[str, Live] = {}  # all sessions by id, oldest first
         self._relay_ended = asyncio.Event()  # whenever one leaves ``_relays``, or a search ends; for ``end_all``
         self._by_principal: dict[str, int] = {}  # sessions by virtual key's name
+        self._by_group: dict[str, int] = {}  # sessions by the group that they asked for
 
     def _fleet(self, exchange: Exchange | None, member: str) -> Fleet | None:
         settings = self.settings.fleet
@@ -176,7 +200,7 @@ class Engine:
         )
 
     def _deployments(self) -> Iterator[Deployment]:
-        return self.pool.deployments
+        return self.pool.every
 
     def _sessions_of_keys(self) -> Mapping[str, int]:
         return self._by_principal
@@ -191,38 +215,125 @@ class Engine:
         """Running sessions by id."""
         return self._relays
 
+    @property
+    def max_sessions(self) -> int:
+        """Most sessions at a time."""
+        most = self.settings.server.max_sessions
+        return most if self.room is None else min(most, self.room)
+
+    @property
+    def live(self) -> Mapping[str, Live]:
+        """Sessions by id, oldest first, those that wait for an upstream included."""
+        return self._live
+
+    def end_session(self, session: str, *, code: int, reason: str) -> bool:
+        """End a session as an operator wants it; return whether there is one. Who searches gets 503, all others ``code``.
+
+        The end has begun when this returns; a client that does not answer is cut a few seconds later.
+        """
+        live = self._live.get(session)
+        if live is None:
+            return False
+        live.end(code=code, reason=reason)
+        task = live.task
+        if task in self._searching:
+            self._searching.discard(task)
+            task.cancel()
+        return True
+
     def start(self) -> None:
         """Begin what runs in the background; inside the event loop."""
-        for deployment in self.pool.deployments:
-            self.dialer.prefetch(deployment.settings)
-            if deployment.settings.health_check is not None:
-                prober = Prober(
-                    deployment,
-                    dialer=self.dialer,
-                    tell=self.tell,
-                    clock=self.clock,
-                    rng=self.rng,
-                    admission=None if self.fleet is None else self.fleet.gate,
-                )
-                self.tasks.spawn(prober.run(), name=f"health check {deployment.id}")
-
+        self._started = True
+        self._attend()
         if self.fleet is not None:
             self.tasks.spawn(self.fleet.run(), name="fleet beat")
+
+    def apply(self, settings: Settings, *, generation: int) -> Change:
+        """Serve under another generation from now on; sessions that run are not touched.
+
+        Args:
+            settings: the generation. What belongs to the process (addresses, the fleet's server) is not looked at again.
+            generation: its number.
+
+        Raises:
+            Exception: a strategy cannot be made; the generation in force stays.
+        """
+        group_of = {deployment.id: deployment.settings.group for deployment in self.pool.deployments}
+        change = change_of(self.settings, settings)
+        self.pool.apply(settings)
+        self.settings = settings
+        self.generation = generation
+        server = settings.server
+        self._budget.configure(ratio=server.retry_budget_ratio, min_per_s=server.retry_budget_min_per_s)
+        if self._started:
+            self._attend()
+        if change.removed and not self._removed and self._started:
+            self.tasks.spawn(self._forget_removed(), name="removed deployments")
+        self._removed |= {removed: group_of[removed] for removed in change.removed}
+        return change
+
+    def _attend(self) -> None:
+        """Probe what is to be probed, and nothing else; look new names up."""
+        wanted = {item: item.settings for item in self.pool.deployments if item.settings.health_check is not None}
+        for deployment, (settings, task) in list(self._probers.items()):
+            if wanted.get(deployment) != settings:
+                task.cancel()
+                del self._probers[deployment]
+        for deployment in self.pool.deployments:
+            self.dialer.prefetch(deployment.settings)
+        for deployment, settings in wanted.items():
+            if deployment in self._probers:
+                continue
+            prober = Prober(
+                deployment, dialer=self.dialer, tell=self.tell, clock=self.clock, rng=self.rng, admission=self._gate
+            )
+            task = self.tasks.spawn(prober.run(), name=f"health check {deployment.id}")
+            self._probers[deployment] = (settings, task)
+
+    async def _forget_removed(self) -> None:
+        """Tell the observers when a removed deployment's last session has ended, its last counts included."""
+        while self._removed:
+            await asyncio.sleep(TRAFFIC_INTERVAL_S)
+            self.pool.forget_left()
+            configured = {deployment.id for deployment in self.pool.deployments}
+            leaving = {deployment.id for deployment in self.pool.leaving}
+            groups = {deployment.settings.group for deployment in self.pool.every}
+            for deployment, group in list(self._removed.items()):
+                if deployment in configured:
+                    del self._removed[deployment]  # a later generation has brought it back
+                elif deployment not in leaving:
+                    del self._removed[deployment]
+                    # Sessions that asked for the group may run on another one's deployments.
+                    with_group = group not in groups and group not in self._by_group
+                    self.tell(DeploymentGone(deployment=deployment, group=group, with_group=with_group))
 
     async def join(self) -> None:
         """Return when the others of the fleet, if there is one, were heard for the first time, or could not be."""
         if self.fleet is not None:
             await self.fleet.joined.wait()
 
+    async def end_quietly(self, *, code: int, reason: str, timeout_s: float, hurry: Callable[[], bool]) -> None:
+        """Refuse new sessions and end each running one as it comes to a quiet moment.
+
+        Args:
+            code, reason: of the CLOSE.
+            timeout_s: it returns after this, when not all have ended before; those that run on are left to ``end_all``.
+            hurry: whether it should return before that.
+        """
+        self._end_searches()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._relays and not hurry():
+                    for relay in list(self._relays.values()):
+                        if relay.quiet:
+                            _end_relay(relay, code=code, reason=reason)
+                    await asyncio.sleep(_QUIET_LOOK_S)
+
     async def end_all(self, *, code: int, reason: str, timeout_s: float) -> None:
         """Refuse new sessions and end the running ones politely; return when they have ended, or after ``timeout_s``."""
-        self.stopping = True
-        # Their clients are told at once, and need not wait for a dial that hangs.
-        while self._searching:
-            self._searching.pop().cancel()
-        message = error_event("router_shutting_down", "The router is shutting down.")
+        self._end_searches()
         for relay in list(self._relays.values()):
-            relay.end(cause="shutdown", code=code, reason=reason, error_event=message)
+            _end_relay(relay, code=code, reason=reason)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self._relays or self._pending:
@@ -237,9 +348,15 @@ class Engine:
                     self._relay_ended.clear()
                     await self._relay_ended.wait()
 
+    def _end_searches(self) -> None:
+        self.stopping = self._ending = True
+        # Their clients are told at once, and need not wait for a dial that hangs.
+        while self._searching:
+            self._searching.pop().cancel()
+
     async def close(self) -> None:
         """End what runs in the background."""
-        self.stopping = True
+        self.stopping = self._ending = True
         await self.tasks.close(timeout_s=1.0)
         if self.fleet is not None:
             await self.fleet.leave()
@@ -256,7 +373,7 @@ class Engine:
             KeyLimitReached: the key's own limit is reached.
         """
         if self.stopping:
-            raise ShuttingDown(retry_after_s=1.0)
+            raise ShuttingDown(retry_after_s=self.retry_after_s)
         if self.sessions >= self.max_sessions or self._pending >= self.settings.server.max_pending:
             raise Overloaded(retry_after_s=5.0)
         limit = principal.max_sessions
@@ -278,8 +395,9 @@ class Engine:
             asyncio.CancelledError: the client left, or the process ends. Everything is given back.
         """
         self.check_room(request.principal)
-        name = request.principal.name
-        self._by_principal[name] = self._by_principal.get(name, 0) + 1
+        holders = ((self._by_principal, request.principal.name), (self._by_group, request.group.settings.name))
+        for counts, name in holders:
+            counts[name] = counts.get(name, 0) + 1
         self._serving += 1
         if self.fleet is not None:
             self.fleet.begun()
@@ -287,27 +405,37 @@ class Engine:
             await self._serve(request, accept)
         finally:
             self._serving -= 1
-            left = self._by_principal[name] - 1
-            if left:
-                self._by_principal[name] = left
-            else:
-                del self._by_principal[name]
+            for counts, name in holders:
+                counts[name] -= 1
+                if not counts[name]:
+                    del counts[name]
 
     async def _serve(self, request: Request, accept: Accept) -> None:
         search = self.routing.search(
             session=request.session, group=request.group, call=request.call, forward=request.forward
         )
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        live = self._live[request.session] = Live(request=request, search=search, task=task, generation=self.generation)
+        try:
+            await self._serve_live(live, accept)
+        finally:
+            del self._live[request.session]
+
+    async def _serve_live(self, live: Live, accept: Accept) -> None:
+        request, search = live.request, live.search
         self.tell(
             SessionStarted(
                 session=request.session,
                 group=request.group.settings.name,
                 principal=request.principal.name,
                 client=request.client,
+                trace=request.trace,
             )
         )
-        opened = await self._open(request, search)
-        ready_s = self.clock() - search.started
+        opened = live.opened = await self._open(live)
+        ready_s = live.ready_s = self.clock() - search.started
         books = _Books(self, request, opened)
+        live.accounting = books.accounting
         leg: Leg | None = None
         relay: Relay | None = None
         try:
@@ -319,10 +447,13 @@ class Engine:
                 raise
             relay = self._relay(opened, leg, early, books)
             self._relays[request.session] = relay
+            live.joined(relay)
             self._ready(request, search, opened, ready_s)
             await relay.run()
         finally:
             self._relays.pop(request.session, None)
+            # Its numbers are in the record from here on; the relay is taken apart.
+            live.relay = None
             self._relay_ended.set()
             end = relay.summary() if relay is not None else None
             self._judge(opened, books, end, ready_s)
@@ -332,18 +463,19 @@ class Engine:
             if leg is not None:
                 leg.release()
             books.flush()
+            books.accounting.end_turns()
             self._record(request, search, books, end, ready_s=ready_s, deployment=opened.deployment.id)
             if relay is not None:
                 relay.dissolve()
             books.accounting.close()
 
-    async def _open(self, request: Request, search: Search) -> Opened:
+    async def _open(self, live: Live) -> Opened:
+        request, search, task = live.request, live.search, live.task
         self._pending += 1
-        task = cast("asyncio.Task[object]", asyncio.current_task())
         self._searching.add(task)
         try:
             opened = await self.routing.open(search)
-            if self.stopping:
+            if self._ending:
                 # ``end_all`` did not see this session: one that began now would be cut without a word.
                 opened.upstream.close(1001)
                 opened.lease.release()
@@ -360,13 +492,18 @@ class Engine:
             raise
         except asyncio.CancelledError:
             # Whoever cancels: the server when its client has left, or the end of the process.
-            if self.stopping:
+            if self._ending:
                 self._record(request, search, None, None, who="router", cause="shutdown", status=503)
                 # Cancelled by ``end_all``, which wanted to end the search and not the request (unless the client left as well).
                 if task not in self._searching and task.uncancel() == 0:
                     refusal = ShuttingDown(retry_after_s=1.0)
                     refusal.recorded = True
                     raise refusal from None
+            elif live.ending is not None and task not in self._searching and task.uncancel() == 0:
+                self._record(request, search, None, None, who="router", cause="admin", status=503)
+                ended = EndedByOperator(retry_after_s=_RETRY_AFTER_S)
+                ended.recorded = True
+                raise ended from None
             else:
                 self._record(request, search, None, None, who="client", cause="lost", status=499)
             raise
@@ -470,6 +607,11 @@ class Engine:
         self.tell(Notice(level="error", event="task failed", facts={"task": name, "error": error}))
 
 
+def _end_relay(relay: Relay, *, code: int, reason: str) -> None:
+    message = error_event("router_shutting_down", "The router is shutting down.")
+    relay.end(cause="shutdown", code=code, reason=reason, error_event=message)
+
+
 class _Books:
     """Ties a session's accounting to its deployment and the observers."""
 
@@ -477,6 +619,7 @@ class _Books:
         self.group = request.group
         self.tellable = opened.upstream.tellable
         self._tell = engine.tell
+        self._session = request.session
         self._deployment = opened.deployment
         self._early_close_s = request.group.settings.breaker.early_close_s
         self._started = engine.clock()
@@ -489,6 +632,7 @@ class _Books:
             on_trouble=self._on_trouble,
             on_limits=self._deployment.reported,
             on_tick=self._on_tick,
+            on_turn=self._on_turn if engine.traced else None,
         )
 
     def flush(self) -> None:
@@ -512,6 +656,19 @@ class _Books:
     def _on_first_audio(self, seconds: float) -> None:
         self._deployment.first_audio(seconds)
         self._tell(FirstAudio(deployment=self._deployment.id, group=self._deployment.settings.group, seconds=seconds))
+
+    def _on_turn(self, turn: Turn) -> None:
+        settings = self._deployment.settings
+        self._tell(
+            TurnEnded(
+                session=self._session,
+                deployment=settings.id,
+                group=settings.group,
+                provider=settings.provider,
+                model=settings.model,
+                turn=turn,
+            )
+        )
 
     def _on_trouble(self, code: str, kind: str) -> None:
         """A failed turn tells of limits and quota too (PROTOCOL §3); the running session itself is not touched."""

@@ -14,6 +14,7 @@
     │   ├── NoDeploymentAvailable   503  nothing is left
     │   ├── Overloaded              503  the router's own limits
     │   ├── ShuttingDown            503  the process is about to end
+    │   ├── EndedByOperator         503  an operator ended the session while it looked for a deployment
     │   └── TimedOut                504  the session's budget ran out
     └── UpstreamError               one attempt failed; never shown to a client
         ├── ConnectFailed           no TCP or TLS connection, or no proxy
@@ -217,6 +218,16 @@ class ShuttingDown(Unavailable):
     @property
     def public_message(self) -> str:
         return "The router is shutting down. Try again."
+
+
+class EndedByOperator(Unavailable):
+    """An operator ended the session before a deployment was ready."""
+
+    code = "ended_by_operator"
+
+    @property
+    def public_message(self) -> str:
+        return "The session was ended by the router's operator."
 
 
 class TimedOut(Unavailable):

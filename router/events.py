@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from router.config.settings import NO_ITEMS
+from router.errors import Problem
 from router.usage import Usage
 
 _NO_COUNTS: Mapping[tuple[str, str], tuple[int, int]] = {}
@@ -26,6 +27,8 @@ class SessionStarted:
     group: str
     principal: str
     client: str  # the client's address, for the log only
+    # ``tracecontext.trace_context`` of its request; ``None``: it names no trace, or nobody traces here.
+    trace: Mapping[str, str] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,7 @@ class SessionRefused:
     client: str
     principal: str = ""  # whose key it was, where that is known
     model: str = ""  # what was asked for: the client's words, at most 128 characters
+    trace: Mapping[str, str] | None = field(default=None, repr=False)  # as in ``SessionStarted``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,8 @@ class Attempt:
     seconds: float
     detail: str = ""  # what was seen, for the log
     raced: bool = False  # another attempt of the session was ready first; the session did not wait for this one
+    provider: str = ""  # a name in ``router.providers.PROVIDERS``
+    model: str = ""  # what the upstream calls it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +79,40 @@ class FirstAudio:
     deployment: str
     group: str
     seconds: float  # from the end of the user's speech
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """An answer of an upstream's, ended.
+
+    Attributes:
+        seconds: from the end of the user's speech, where that was seen, else from the answer's begin.
+        first_audio_s: from the end of the user's speech to the first audio; ``None``: there was no speech, or no audio.
+        status: ``completed``, ``cancelled``, ``failed``, ``incomplete``; ``unfinished`` when the session ended before it, and
+            ``other`` for any other word of the upstream's.
+        response: its id, the upstream's words, at most 256 characters.
+        error: code or type of what made it fail, likewise.
+        usage: as billed; zero when it was not, or was billed before.
+    """
+
+    seconds: float
+    first_audio_s: float | None = None
+    status: str
+    response: str = ""
+    error: str = ""
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnEnded:
+    """A turn of a session ended; told only where sessions are traced."""
+
+    session: str
+    deployment: str
+    group: str
+    provider: str
+    model: str  # what the upstream calls it
+    turn: Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +230,30 @@ class FleetBeat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentGone:
+    """A deployment that a generation removed has ended its last session; its counts will not grow any more."""
+
+    deployment: str
+    group: str
+    with_group: bool  # the group is gone as well
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reloaded:
+    """A configuration was read again, and is in force from now on unless it was refused."""
+
+    trigger: str  # signal, file, api
+    generation: int  # in force now
+    at: float  # epoch seconds
+    errors: tuple[Problem, ...] = ()  # why it was refused; empty when it was not
+    warnings: tuple[Problem, ...] = ()
+    restart_needed: tuple[str, ...] = ()  # keys whose new values wait for a restart
+    added: tuple[str, ...] = ()  # deployments
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
     """Something an operator should read that belongs to no session."""
 
@@ -204,6 +268,7 @@ Event = (
     | Attempt
     | SessionReady
     | FirstAudio
+    | TurnEnded
     | Traffic
     | UsageRecorded
     | SessionRecord
@@ -214,6 +279,8 @@ Event = (
     | Probed
     | TurnedAway
     | FleetBeat
+    | DeploymentGone
+    | Reloaded
     | Notice
 )
 

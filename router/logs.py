@@ -44,7 +44,7 @@ from router import events
 from router.config.settings import Secret
 from router.redaction import MASK, Redactor, secrets_of
 
-__all__ = ["Log", "LogObserver", "configure", "register_secrets", "secrets_of"]
+__all__ = ["Log", "LogObserver", "configure", "register_secrets", "secrets_of", "shown", "shown_name"]
 
 LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -73,12 +73,37 @@ _least_level = logging.NOTSET
 _configured = 0  # how many ``configure`` are in force
 
 
+def set_level(level: LogLevel) -> None:
+    """Show from now on what is of this level or above, in the log that ``configure`` has set up."""
+    global _least_level
+    _least_level = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(**{**structlog.get_config(), "wrapper_class": structlog.make_filtering_bound_logger(_least_level)})
+
+
 def register_secrets(secrets: Iterable[str | Secret]) -> None:
     """Hide these in every line from now on; call it with ``secrets_of(settings)`` for each generation of the configuration."""
     _redactor.register(secrets)
 
 
+def shown(text: str, limit: int = MAX_TEXT_CHARS) -> str:
+    """Return a text from outside as a line of the log would show it: legal Unicode, without secrets, bounded.
+
+    For whatever else leaves the process.
+    """
+    return _text(text, limit)
+
+
+def shown_name(name: str) -> str:
+    """Return a name of the configuration likewise; one that only looks like a key is left as it is."""
+    return _configured_name(name)
+
+
 # --- text that cannot do harm --------------------------------------------------------------------
+
+
+def clean(text: str) -> str:
+    """Return a text as a line of the log would show it: legal Unicode, bounded, without the secrets that are known or look it."""
+    return _text(text)
 
 
 def _escapes() -> dict[int, str]:
@@ -589,6 +614,7 @@ class LogObserver:
             events.CooledDown: self._cooled_down,
             events.ConfigAlarm: self._config_alarm,
             events.Probed: self._probed,
+            events.Reloaded: self._reloaded,
             events.Notice: self._notice,
         }
 
@@ -763,6 +789,24 @@ class LogObserver:
             ms=_ms(event.seconds),
             detail=event.detail,
         )
+
+    # --- the configuration --------------------------------------------------------------------------
+
+    def _reloaded(self, event: events.Reloaded) -> None:
+        facts: dict[str, Any] = {"generation": event.generation, "trigger": event.trigger}
+        if event.errors:
+            self._log.error("configuration refused", **facts, problems=len(event.errors))
+            for problem in event.errors[:MAX_ITEMS]:
+                self._log.error("configuration", problem=str(problem))
+            return
+        for name in ("added", "changed", "removed"):
+            if getattr(event, name):
+                facts[name] = list(getattr(event, name))[:MAX_ITEMS]
+        self._log.info("configuration applied", **facts)
+        for problem in event.warnings[:MAX_ITEMS]:
+            self._log.warning("configuration", warning=str(problem))
+        for key in event.restart_needed:
+            self._log.warning("configuration", warning=f"{key}: has changed, and the change waits for a restart")
 
     def _notice(self, event: events.Notice) -> None:
         facts = {f"{key}_" if key in _RESERVED else str(key): value for key, value in event.facts.items()}

@@ -38,6 +38,8 @@ OTHER: Final = "other"
 # What the parent of several workers counts itself; its text is told in both places.
 RESTARTS: Final = "worker_restarts"
 RESTARTS_TEXT: Final = "Workers that ended on their own and were replaced."
+RELOADS: Final = "config_reloads"
+RELOADS_TEXT: Final = "Configurations that were read."
 
 # Every word that ``Deployment.state`` may say.
 STATES: Final = ("admitting", "ejected", "probing", "cooling_down", "draining", "maint", "misconfigured")
@@ -57,6 +59,8 @@ _SESSION_BUCKETS_S: Final = (1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 2700, 3
 _LAG_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 _BEAT_BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 3.0)
+#: What may have had a configuration read.
+TRIGGERS: Final = frozenset({"start", "signal", "file", "api"})
 _BEAT_OUTCOMES: Final = frozenset({"answered", "failed"})
 
 _DEPLOYMENT: Final = ("group", "deployment")
@@ -111,6 +115,8 @@ class Metrics:
             events.Probed: self._probed,
             events.TurnedAway: self._turned_away,
             events.FleetBeat: self._beat,
+            events.Reloaded: self._reloaded,
+            events.DeploymentGone: self._gone,
             events.Notice: self._notice,
         }
 
@@ -149,21 +155,31 @@ class Metrics:
         self._announced = {known for known in self._announced if known[0] != group}
 
     def config_loaded(self, generation: int, *, epoch_s: float) -> None:
-        """A configuration is in force from now on.
+        """The configuration of the start is in force.
 
         Args:
-            generation: its number, from 1.
+            generation: its number.
             epoch_s: the time now, seconds since the epoch.
         """
         self._config_generation.set(generation)
         self._config_loaded_at.set(epoch_s)
         self._config_successful.set(1)
-        self._config_reloads.labels("success").inc()
+        self._config_reloads.labels("success", "start").inc()
 
-    def config_rejected(self) -> None:
-        """A new configuration was refused; the one in force stays."""
+    def draining(self) -> None:
+        """The process drains from now on."""
+        self._draining.set(1)
+
+    def config_in_force(self, generation: int, *, epoch_s: float, restart_needed: bool) -> None:
+        """Another generation is in force; who has put it there counts it."""
+        self._config_generation.set(generation)
+        self._config_loaded_at.set(epoch_s)
+        self._config_successful.set(1)
+        self._config_restart.set(restart_needed)
+
+    def config_refused(self) -> None:
+        """A new configuration was refused; the one in force stays. Who has refused it counts it."""
         self._config_successful.set(0)
-        self._config_reloads.labels("failure").inc()
 
     def loop_lag(self, seconds: float) -> None:
         """The event loop was late by this much; ``router.lag.LoopLag`` tells it."""
@@ -251,15 +267,20 @@ class Metrics:
         # Each process says 1 and 0; of several, the parent adds up and puts in what it counted.
         self._make(Gauge, "workers", "Processes that serve.").set(1)
         self._make(Counter, RESTARTS, RESTARTS_TEXT)
+        self._draining = self._make(Gauge, "draining", "1: it is about to end; new sessions belong elsewhere.")
         self._loop_lag = self._make(Histogram, "event_loop_lag_seconds", "By how much timers fired late.", buckets=_LAG_BUCKETS_S)
         self._config_generation = self._make(Gauge, "config_generation", "Number of the configuration in force.")
         self._config_successful = self._make(Gauge, "config_last_reload_successful", "1: the last configuration was accepted.")
         self._config_loaded_at = self._make(
             Gauge, "config_last_reload_success_timestamp_seconds", "When a configuration was last accepted."
         )
-        self._config_reloads = self._make(Counter, "config_reloads", "Configurations that were read.", ("result",))
-        for result in ("success", "failure"):
-            self._config_reloads.labels(result)
+        self._config_reloads = self._make(Counter, RELOADS, RELOADS_TEXT, ("result", "trigger"))
+        for trigger in sorted(TRIGGERS):
+            for result in ("success", "failure"):
+                self._config_reloads.labels(result, trigger)
+        self._config_restart = self._make(
+            Gauge, "config_restart_needed", "1: a part of the configuration in the file waits for a restart."
+        )
 
     def _make(self, cls: type[F], name: str, text: str, labels: tuple[str, ...] = (), **more: Any) -> F:
         family = cls(f"{PREFIX}{name}", text, labels, registry=self._registry, **more)
@@ -349,6 +370,19 @@ class Metrics:
     def _beat(self, event: events.FleetBeat) -> None:
         self._beats.labels(_one_of(event.outcome, _BEAT_OUTCOMES)).inc()
         self._beat_seconds.observe(event.seconds)
+
+    def _reloaded(self, event: events.Reloaded) -> None:
+        result = "failure" if event.errors else "success"
+        self._config_reloads.labels(result, _one_of(event.trigger, TRIGGERS)).inc()
+        if event.errors:
+            self.config_refused()
+        else:
+            self.config_in_force(event.generation, epoch_s=event.at, restart_needed=bool(event.restart_needed))
+
+    def _gone(self, event: events.DeploymentGone) -> None:
+        self.forget(event.deployment)
+        if event.with_group:
+            self.forget_group(event.group)
 
     def _notice(self, event: events.Notice) -> None:
         self._notices.labels(_one_of(event.level, _LEVELS)).inc()

@@ -1,7 +1,8 @@
 """Groups and deployments with their live state: leases, breaker, cool-down, limits, latencies.
 
-Built once for a generation of the configuration. A deployment is what a strategy compares (``strategies.base.Candidate``, by
-shape) and what routing leases. State changes between awaits, never across one.
+A deployment is what a strategy compares (``strategies.base.Candidate``, by shape) and what routing leases. It lives from the
+generation of the configuration that brings it until the last session after the one that removes it: its state is kept by its id.
+State changes between awaits, never across one.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from enum import Enum
 from types import TracebackType
 from typing import Final, Protocol, cast
 
 from router.breaker import Breaker, BreakerState, Ticket
-from router.config.settings import DeploymentSettings, GroupSettings, Settings
+from router.config.settings import DeploymentSettings, DeploymentState, GroupSettings, Settings
 from router.events import Admitted, ConfigAlarm, CooledDown, Ejected, Observers
 from router.fleet.picture import Picture
 from router.limits import CoolDown, SlidingWindow
@@ -29,6 +32,15 @@ MAX_RETRY_AFTER_S: Final = 60.0
 # A provider's report of its limits (``rate_limits.updated``) says nothing about later than this.
 MAX_REPORT_S: Final = 60.0
 _NEXT_BEAT_S: Final = 1.0
+
+
+class Unchanged(Enum):
+    """In the place of a value that may itself be ``None``."""
+
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED: Final = Unchanged.UNCHANGED
 
 
 class Limits(Protocol):
@@ -118,10 +130,15 @@ class Deployment:
         self.cool_down = CoolDown(clock)
         self.starts = SlidingWindow(settings.rpm, clock=clock)
         self.tokens = SlidingWindow(settings.tpm, clock=clock)
+        self.removed = False  # a later generation does not have it: no new sessions, those that run go on
         self.sessions = 0
         self.started = 0  # sessions since the process began, probes included
         self.full_until = -math.inf  # the fleet has said so; a reading of the clock
         self.was_ready = False  # at least once; before that ``ready_s`` is made of penalties alone
+        self.outcomes: dict[str, int] = {}  # dials of sessions that ended, by ``retry.Outcome``'s value
+        # An operator's word, which wins over the file's; ``None``: the file's holds.
+        self.override_state: DeploymentState | None = None
+        self.override_weight: float | None = None
         self._ready = PeakEwma(LATENCY_DECAY_S, clock)
         self._first_audio = PeakEwma(LATENCY_DECAY_S, clock)
         # Share of the provider's own limits that is used up, as it reported, and until when that means anything.
@@ -133,6 +150,30 @@ class Deployment:
         self._tell = tell
         self._picture = picture
         self._limits = limits
+
+    def configure(self, settings: DeploymentSettings, group: GroupSettings) -> None:
+        """Go on under the settings of another generation, with everything that is known of the target.
+
+        What was learned of another target (an address, a key, a certificate has changed) says nothing about this one, so a
+        deployment that was ejected for a bad key is admitted as soon as the key is mended.
+        """
+        if _target(settings) != _target(self.settings):
+            self.breaker.reset()
+            self.cool_down.clear()
+            self.was_ready = False
+            self._ready = PeakEwma(LATENCY_DECAY_S, self._clock)
+            self._first_audio = PeakEwma(LATENCY_DECAY_S, self._clock)
+            self._spent_until = -math.inf
+        # An operator's word wins over what the file said then, not over what its author has written since.
+        if self.removed or settings.state != self.settings.state:
+            self.override_state = None
+        if self.removed or settings.weight != self.settings.weight:
+            self.override_weight = None
+        self.removed = False
+        self.settings = settings
+        self.breaker.settings = group.breaker
+        self.starts.limit = settings.rpm
+        self.tokens.limit = settings.tpm
 
     # --- Candidate ----------------------------------------------------------------------------------
 
@@ -148,8 +189,9 @@ class Deployment:
 
     @property
     def weight(self) -> float:
-        """Configured weight times the slow-start ramp."""
-        return self.settings.weight * self.breaker.ramp()
+        """Configured weight, or an operator's, times the slow-start ramp."""
+        weight = self.settings.weight if self.override_weight is None else self.override_weight
+        return weight * self.breaker.ramp()
 
     @property
     def max_sessions(self) -> int | None:
@@ -207,7 +249,7 @@ class Deployment:
         One of ``misconfigured``, ``maint``, ``draining``, ``cooling_down``, ``full``, ``limit_unknown`` (that of
         the fleet cannot be asked about), ``rate_limited``.
         """
-        state = self.settings.state
+        state = self.wanted_state
         if state != "ready":
             return "draining" if state == "drain" else state
         if self.cool_down.active:
@@ -261,11 +303,19 @@ class Deployment:
 
     def why_not(self) -> str:
         """Why no session may begin here now, in a word or two; empty when one may."""
+        obstacle, reason = self.refusal()
+        return f"{obstacle}: {reason}" if reason else obstacle
+
+    def refusal(self) -> tuple[str, str]:
+        """The same without putting text together: the obstacle or the breaker's state, and the breaker's reason.
+
+        Of one that is eligible after all, two empty texts.
+        """
         obstacle = self.obstacle()
         if obstacle or self.breaker.admits():
-            return obstacle
+            return obstacle, ""
         state = self.breaker.state
-        return f"{state}: {self.breaker.reason}" if state is BreakerState.EJECTED else state.value
+        return state.value, self.breaker.reason if state is BreakerState.EJECTED else ""
 
     def available_in_s(self) -> float | None:
         """Seconds until what stands in the way will have passed by itself; ``None``: nobody knows."""
@@ -289,6 +339,49 @@ class Deployment:
         self.started += 1
         self.starts.add()
         return Lease(self, self.breaker.begin())
+
+    # --- operators ----------------------------------------------------------------------------------
+
+    @property
+    def wanted_state(self) -> DeploymentState:
+        """What the file or an operator says of it, whatever its breaker says."""
+        configured = self.settings.state
+        if self.removed:
+            return "drain"
+        # What the file lacks cannot be had by a word.
+        return configured if configured == "misconfigured" or self.override_state is None else self.override_state
+
+    def override(
+        self,
+        *,
+        state: DeploymentState | Unchanged | None = UNCHANGED,
+        weight: float | Unchanged | None = UNCHANGED,
+    ) -> None:
+        """Let an operator's word win over the file's; ``None`` gives it back to the file.
+
+        Args:
+            state: ``ready``, ``drain`` or ``maint``; without effect on one that is misconfigured or removed.
+            weight: above 0.
+
+        Raises:
+            ValueError: a weight that strategies cannot use, or a state that is nobody's to set. Nothing has changed then.
+        """
+        if state == "misconfigured":
+            raise ValueError("state: found misconfigured, expected ready, drain or maint")
+        if isinstance(weight, float | int) and not 0.0 < weight < math.inf:
+            raise ValueError(f"weight: found {weight!r}, expected a finite number above 0")
+        if state is not UNCHANGED:
+            self.override_state = state
+        if weight is not UNCHANGED:
+            self.override_weight = weight
+
+    def readmit(self) -> None:
+        """End an ejection and a cool-down: sessions may begin here at once, at its full weight."""
+        was_out = self.breaker.state is not BreakerState.ADMITTING
+        self.breaker.reset()
+        self.cool_down.clear()
+        if was_out:
+            self._tell(Admitted(deployment=self.id, group=self.settings.group))
 
     # --- outcomes -----------------------------------------------------------------------------------
 
@@ -350,12 +443,34 @@ class Deployment:
     @property
     def state(self) -> str:
         """One word for metrics and the admin API."""
-        if self.settings.state != "ready":
-            return "draining" if self.settings.state == "drain" else self.settings.state
+        wanted = self.wanted_state
+        if wanted != "ready":
+            return "draining" if wanted == "drain" else wanted
         state = self.breaker.state
         if state is not BreakerState.ADMITTING:
             return state.value
         return "cooling_down" if self.cool_down.active else state.value
+
+
+def _target(settings: DeploymentSettings) -> DeploymentSettings:
+    """Return what of the settings says whom to dial and as whom, with all else made equal."""
+    return replace(
+        settings,
+        position=0,
+        weight=1.0,
+        order=0,
+        max_sessions=None,
+        rpm=None,
+        tpm=None,
+        state="ready",
+        problem="",
+        ready="first_event",
+        ready_grace_s=0.0,
+        connect_timeout_s=0.0,
+        ready_timeout_s=0.0,
+        timeout_s=None,
+        health_check=None,
+    )
 
 
 class Group:
@@ -373,7 +488,7 @@ class Group:
 
 
 class Pool:
-    """All groups of a generation.
+    """All groups of the generation in force.
 
     Args:
         settings: the generation.
@@ -395,30 +510,72 @@ class Pool:
         limits: Limits | None = None,
     ) -> None:
         self._clock = clock
+        self._rng = rng
         self._tell = tell
         self._picture = picture if picture is not None else Picture(clock)
         self._limits = limits if limits is not None else Alone()
-        self.groups: Mapping[str, Group] = {name: self._group(group, rng) for name, group in settings.groups.items()}
+        self.turn = 0  # changes whenever a generation is applied
+        self.groups: Mapping[str, Group] = {}
+        self.leaving: tuple[Deployment, ...] = ()  # removed by a generation, and perhaps not by their last session yet
+        self._aliases: Mapping[str, str] = {}
+        self._hidden_aliases: frozenset[str] = frozenset()
+        self.apply(settings)
+
+    def apply(self, settings: Settings) -> None:
+        """Put a generation in the place of the one in force, in one step.
+
+        Deployments and strategies that it has in common with the one before go on with all that they know; a deployment is the
+        same by its id, in the same group and of the same provider.
+
+        Raises:
+            Exception: what a strategy raises that cannot be made; nothing has changed then.
+        """
+        # A third party's strategy may refuse its options, or fail: before anything has changed.
+        strategies = {name: self._strategy(group) for name, group in settings.groups.items()}
+        before = {_identity(deployment.settings): deployment for deployment in (*self.leaving, *self.deployments)}
+        self.groups = {
+            name: Group(group, tuple(self._deployment(item, group, before) for item in group.deployments), strategies[name])
+            for name, group in settings.groups.items()
+        }
+        for deployment in before.values():
+            deployment.removed = True
+        self.leaving = tuple(deployment for deployment in before.values() if deployment.sessions)
         self._aliases = settings.aliases
         self._hidden_aliases = settings.hidden_aliases
+        self.turn += 1
 
-    def _group(self, settings: GroupSettings, rng: random.Random) -> Group:
-        deployments = tuple(
-            Deployment(
-                item,
-                settings,
-                clock=self._clock,
-                rng=rng,
-                tell=self._tell,
-                picture=self._picture,
-                limits=self._limits,
-            )
-            for item in settings.deployments
-        )
+    def _strategy(self, settings: GroupSettings) -> Strategy:
+        """Return the group's strategy: the one it has, unless another one is configured."""
+        was = self.groups.get(settings.name)
+        if was is not None and was.settings.strategy == settings.strategy:
+            return was.strategy
         cls = cast(Callable[..., Strategy], settings.strategy.cls)
         # Each strategy draws from a generator of its own, so that one group's choices do not depend on another's traffic.
-        strategy = cls(settings.strategy.options, rng=random.Random(rng.getrandbits(64)))
-        return Group(settings, deployments, strategy)
+        return cls(settings.strategy.options, rng=random.Random(self._rng.getrandbits(64)))
+
+    def _deployment(
+        self, settings: DeploymentSettings, group: GroupSettings, before: dict[tuple[str, str, str], Deployment]
+    ) -> Deployment:
+        """Return a group's deployment: the one that exists, taken out of ``before``, or a new one."""
+        known = before.pop(_identity(settings), None)
+        if known is not None:
+            known.configure(settings, group)
+            return known
+        return Deployment(
+            settings,
+            group,
+            clock=self._clock,
+            rng=self._rng,
+            tell=self._tell,
+            picture=self._picture,
+            limits=self._limits,
+        )
+
+    def forget_left(self) -> tuple[Deployment, ...]:
+        """Return those of ``leaving`` whose last session has ended, and keep them no longer."""
+        left = tuple(deployment for deployment in self.leaving if not deployment.sessions)
+        self.leaving = tuple(deployment for deployment in self.leaving if deployment.sessions)
+        return left
 
     def find(self, model: str) -> Group | None:
         """The group of a public name or alias."""
@@ -429,9 +586,19 @@ class Pool:
         """Public names and aliases, sorted; hidden aliases work and are not listed."""
         return tuple(sorted({*self.groups, *self._aliases} - self._hidden_aliases))
 
+    def aliases(self, group: str) -> tuple[str, ...]:
+        """The other names of a group, hidden ones included, sorted."""
+        return tuple(sorted(alias for alias, name in self._aliases.items() if name == group))
+
+    @property
+    def every(self) -> Iterator[Deployment]:
+        """Every deployment, those included that a generation removed and that still have sessions."""
+        yield from self.deployments
+        yield from self.leaving
+
     @property
     def deployments(self) -> Iterator[Deployment]:
-        """Every deployment."""
+        """Every deployment of the generation in force."""
         for group in self.groups.values():
             yield from group.deployments
 
@@ -443,3 +610,7 @@ class Pool:
             if fallback is not None:
                 seen.setdefault(name, fallback)
         return tuple(seen.values())
+
+
+def _identity(settings: DeploymentSettings) -> tuple[str, str, str]:
+    return settings.id, settings.group, settings.provider

@@ -10,26 +10,33 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TextIO
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from prometheus_client import CollectorRegistry
 
 from router.accounting import KNOWN_TYPES
 from router.app import Server
 from router.config.settings import ServerSettings, Settings
+from router.departure import Departure
 from router.engine import Engine
 from router.eventloop import new_event_loop
 from router.events import Notice, Observers
 from router.fleet.exchange import Exchange
+from router.handover import HandoverFailed
 from router.lag import LoopLag
 from router.metrics import Metrics
 from router.relay.fastpath import accelerated
+from router.reload import Origin, Reloader
+from router.succession import NOTHING, Inheritance, Succession
 
-# How long running sessions get to answer the CLOSE when the process ends.
-STOP_TIMEOUT_S: Final = 1.0
+if TYPE_CHECKING:
+    from router.tracing import Tracing
+
 # Objects that may be made and not freed before the collector looks at the young ones; its default is 700, a few sessions.
 GC_THRESHOLDS: Final = (20_000, 20, 50)
 
@@ -41,27 +48,58 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
 
 
 async def serve_until_signal(
-    settings: Settings, tell: Observers, *, started: Callable[[str], str] | None = None, hangup_ends: bool = False
+    settings: Settings,
+    tell: Observers,
+    *,
+    origin: Origin | None = None,
+    inheritance: Inheritance = NOTHING,
+    started: Callable[[str], str] | None = None,
+    hangup_ends: bool = False,
 ) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit code.
+    """Serve until SIGTERM or SIGINT, and drain then. Returns the exit code.
 
     Args:
         settings: the generation.
         tell: observers; metrics are added.
+        origin: where the settings come from, so that they can be read again; ``None``: they cannot.
+        inheritance: listening sockets that are there already.
         started: URL → what to print once connections are accepted, instead of one line.
         hangup_ends: SIGHUP ends it as well, for what belongs to a terminal.
     """
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    if hasattr(signal, "SIGHUP"):
-        # A terminal that closes, or an operator who expects a reload, must not end every call.
-        loop.add_signal_handler(signal.SIGHUP, *((stop.set,) if hangup_ends else (hangup, tell)))
     loop.set_exception_handler(lambda _, context: loop_error(tell, context))
-
     engine, metrics = assemble(settings, tell)
-    server = Server(engine, render_metrics=metrics.render)
+    try:
+        succession = Succession(
+            settings.server, inheritance, workers=1, watch=watch, tell=tell, generation=lambda: engine.generation
+        )
+    except (HandoverFailed, OSError) as error:
+        await engine.close()
+        cannot_start(settings, error)
+        return 1
+
+    def apply(settings: Settings, *, generation: int) -> None:
+        # What can fail comes first.
+        engine.apply(settings, generation=generation)
+        server.configure(settings.server)
+
+    reloader = None
+    if origin is not None:
+        reloader = Reloader(origin, apply=apply, tell=tell)
+    server = Server(
+        engine,
+        render_metrics=metrics.render,
+        configuration=reloader,
+        sockets=(succession.clients[0], succession.operators[0]),
+    )
+    departure = Departure(server, engine, tell, kept=succession.kept, on_draining=metrics.draining)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, departure.signalled, number)
+    if hasattr(signal, "SIGHUP"):
+        # A terminal that closes must not end every call.
+        hung_up = partial(hangup, tell) if reloader is None else partial(reloader.request, "signal")
+        loop.add_signal_handler(signal.SIGHUP, departure.hung_up if hangup_ends else hung_up)
+    tracing = trace(settings, tell)
     lag = LoopLag(metrics.loop_lag)
     lag.start()
     try:
@@ -69,36 +107,73 @@ async def serve_until_signal(
             await server.start()
         except OSError as error:
             await server.stop(timeout_s=0)
-            cannot_listen(settings, error)
+            cannot_start(settings, error)
             return 1
         settle()
         url = url_of(server.addresses[0], settings.server)
-        say(f"realtime-router listening on {url}" if started is None else started(url))
         operations = None if settings.server.ops_listen is None else server.addresses[-1]
-        tell(Notice(level="info", event="listening", facts=facts_of(settings, url, operations)))
-        await stop.wait()
-        tell(Notice(level="info", event="stopping", facts={"sessions": engine.sessions}))
-        await server.stop(timeout_s=STOP_TIMEOUT_S)
-        tell(Notice(level="info", event="stopped"))
+        # One that was asked to end meanwhile must not take the place of one that serves.
+        if departure.drain.stage == "serving":
+            say(f"realtime-router listening on {url}" if started is None else started(url))
+            tell(Notice(level="info", event="listening", facts=facts_of(settings, url, operations)))
+            succession.listening(departure.handed_over)
+            if reloader is not None:
+                reloader.start()
+        await departure.run()
+        await departure.stop()
+        if tracing is not None:
+            await tracing.close()
     finally:
+        succession.close()
         lag.stop()
+        if reloader is not None:
+            await reloader.close()
     return 0
 
 
+def trace(settings: Settings, tell: Observers, *, worker: int | None = None) -> Tracing | None:
+    """Begin to make spans, where the configuration asks for it; inside the event loop of the process that serves.
+
+    Args:
+        settings: the generation.
+        tell: observers; the one that makes spans is added.
+        worker: number of this process among several.
+
+    Returns:
+        What to close when the last session has ended; ``None``: there is nothing to close.
+    """
+    if not settings.server.tracing:
+        return None
+    try:
+        # OpenTelemetry is an extra, and a quarter of a second: imported only where it is wanted.
+        from router.tracing import Tracing
+
+        return Tracing.start(tell, worker=worker)
+    except Exception as error:  # OpenTelemetry's, about what is written in one of its variables; some it reads when imported
+        facts = {"reason": str(error), "meanwhile": "sessions are served without spans"}
+        tell(Notice(level="error", event="tracing not started", facts=facts))
+        return None
+
+
 def assemble(
-    settings: Settings, tell: Observers, *, exchange: Exchange | None = None, member: str | None = None
+    settings: Settings,
+    tell: Observers,
+    *,
+    exchange: Exchange | None = None,
+    member: str | None = None,
+    generation: int = 1,
 ) -> tuple[Engine, Metrics]:
     """Put together what serves and what counts, inside the event loop.
 
     Args:
         settings: the generation.
         tell: observers; the metrics are added.
-        exchange, member: see ``Engine``.
+        exchange, member, generation: see ``Engine``.
     """
     metrics = Metrics(CollectorRegistry(), known_types=KNOWN_TYPES)
     tell.add(metrics)
-    engine = Engine(settings, tell=tell, exchange=exchange, member=member)
-    metrics.watch(lambda: engine.pool.deployments)
+    engine = Engine(settings, tell=tell, exchange=exchange, member=member, generation=generation)
+    metrics.watch(lambda: engine.pool.every)
     metrics.watch_fleet(engine.fleet)
     metrics.config_loaded(engine.generation, epoch_s=time.time())
     return engine, metrics
@@ -114,8 +189,20 @@ def settle() -> None:
     gc.enable()
 
 
-def cannot_listen(settings: Settings, error: OSError) -> None:
-    """Complain of an address that cannot be had."""
+def watch(sock: socket.socket, callback: Callable[[], None] | None) -> None:
+    """See ``handover.Watch``; by the event loop that runs."""
+    loop = asyncio.get_running_loop()
+    if callback is None:
+        loop.remove_reader(sock)
+    else:
+        loop.add_reader(sock, callback)
+
+
+def cannot_start(settings: Settings, error: OSError | HandoverFailed) -> None:
+    """Complain of an address that cannot be had, in one sentence."""
+    if isinstance(error, HandoverFailed):
+        print(error, file=sys.stderr)
+        return
     server = settings.server
     places = " or ".join(f"{one.host}:{one.port}" for one in (server.listen, server.ops_listen) if one is not None)
     print(f"cannot listen on {places}: {error.strerror or error}", file=sys.stderr)
@@ -178,7 +265,7 @@ def url_of(address: tuple[str, int], server: ServerSettings) -> str:
 
 def hangup(tell: Observers) -> None:
     """Say that SIGHUP does nothing."""
-    tell(Notice(level="warning", event="SIGHUP ignored", facts={"reason": "this version reads its configuration at start only"}))
+    tell(Notice(level="warning", event="SIGHUP ignored", facts={"reason": "the configuration does not come from a file"}))
 
 
 def loop_error(tell: Observers, context: dict[str, Any]) -> None:

@@ -193,6 +193,12 @@ class RetryBudget:
         self._base = min_per_s  # by time
         self._at = clock()
 
+    def configure(self, *, ratio: float, min_per_s: float) -> None:
+        """Go on by other rates, with what is in it."""
+        self._settle()
+        self._ratio = ratio
+        self._min_per_s = min_per_s
+
     def deposit(self) -> None:
         """A session starts."""
         self._settle()

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
 
 import tenacity
 
+from router import decisions
 from router.breaker import BreakerState
 from router.errors import BadHandshake, NoDeploymentAvailable, Overloaded, RateLimited, RouterError, TimedOut, UpstreamError
 from router.events import Attempt, Observers, TurnedAway
@@ -72,6 +73,7 @@ class Search:
         call: for strategies.
         forward: group → what travels upstream, for each may allow other names.
         started: monotonic seconds.
+        turn: of the pool, when it began.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Search:
         call: Call,
         forward: Callable[[Group], Forward],
         started: float,
+        turn: int = 0,
     ) -> None:
         self.session = session
         self.group = group
@@ -90,6 +93,7 @@ class Search:
         self.call = call
         self.forward = forward
         self.started = started
+        self.turn = turn
         self.deadline = started + group.settings.total_timeout_s
         self.attempts: list[Attempt] = []  # those that have ended
         self.under_way: dict[str, tuple[Deployment, float]] = {}  # the others: when their dial began, by deployment's id
@@ -117,6 +121,8 @@ class Search:
                 outcome=UNDER_WAY,
                 seconds=now - started,
                 raced=True,
+                provider=deployment.settings.provider,
+                model=deployment.settings.model,
             )
             for deployment, started in self.under_way.values()
         )
@@ -150,6 +156,9 @@ class Routing:
         clock: monotonic seconds.
         rng: for back-off jitter.
         admission: asked before a deployment with ``max_sessions`` is dialled; ``None``: the process's own count is all there is.
+
+    Attributes:
+        decisions: the last choices.
     """
 
     def __init__(
@@ -172,6 +181,7 @@ class Routing:
         self._tell = tell
         self._clock = clock
         self._rng = rng
+        self.decisions = decisions.Decisions()
 
     def search(self, *, session: str, group: Group, call: Call, forward: Callable[[Group], Forward]) -> Search:
         """Begin a session's search; its clock starts now."""
@@ -183,6 +193,7 @@ class Routing:
             call=call,
             forward=forward,
             started=self._clock(),
+            turn=self._pool.turn,
         )
 
     async def open(self, search: Search) -> Opened:
@@ -285,25 +296,105 @@ class Routing:
 
     def _choose(self, search: Search, racing: Collection[Deployment]) -> tuple[Group, Deployment] | None:
         """The next deployment to dial, by order, fallbacks, and fail-open; ``None``: nothing is left for now."""
+        if search.turn != self._pool.turn:
+            self._follow(search)
         if not search.dials_left:
+            self._nothing(search, racing, (), decisions.NO_DIALS_LEFT)
             return None
+        passed_over: list[tuple[Deployment, tuple[str, str]]] = []
         for group in search.chain:
             for tier in group.tiers:
-                candidates = [
-                    deployment
-                    for deployment in tier
-                    if deployment.id not in search.tried and self._may_dial(search, deployment) and deployment.eligible()
-                ]
-                # One that was never dialled in this session goes first, and is free of charge.
-                candidates = [item for item in candidates if item.id not in search.verdicts] or candidates
-                if candidates:
-                    if candidates[0].id in search.verdicts and not self._afford(search):
+                candidates: list[Deployment] = []
+                for deployment in tier:
+                    if deployment.id in search.tried:
+                        passed_over.append((deployment, decisions.TRIED))
+                    elif not self._may_dial(search, deployment):
+                        passed_over.append((deployment, decisions.LASTING))
+                    elif deployment.eligible():
+                        candidates.append(deployment)
+                    else:
+                        passed_over.append((deployment, deployment.refusal()))
+                if not candidates:
+                    continue
+                if search.verdicts:
+                    # One that was never dialled in this session goes first, and is free of charge.
+                    fresh = [item for item in candidates if item.id not in search.verdicts]
+                    if fresh:
+                        passed_over += [(item, decisions.FAILED_BEFORE) for item in candidates if item.id in search.verdicts]
+                        candidates = fresh
+                    elif not self._afford(search):
+                        self._nothing(search, racing, passed_over, decisions.NO_BUDGET)
                         return None
-                    return group, group.strategy.choose(candidates, search.call)
+                chosen = group.strategy.choose(candidates, search.call)
+                self._chose(search, group, chosen, candidates, passed_over)
+                return group, chosen
         # An admitted one that is still being dialled is not helped by an ejected one beside it.
         if any(deployment.breaker.state is not BreakerState.EJECTED for deployment in racing):
             return None
-        return self._fail_open(search)
+        opened = self._fail_open(search)
+        if opened is None:
+            self._nothing(search, racing, passed_over, decisions.NOTHING)
+            return None
+        passed_over = [item for item in passed_over if item[0] is not opened[1]]
+        self._chose(search, *opened, [opened[1]], passed_over, why=decisions.FAIL_OPEN)
+        return opened
+
+    def _chose(
+        self,
+        search: Search,
+        group: Group,
+        chosen: Deployment,
+        candidates: list[Deployment],
+        passed_over: list[tuple[Deployment, tuple[str, str]]],
+        *,
+        why: str | None = None,
+    ) -> None:
+        """Remember a choice, before the lease on it is taken."""
+        alone = len(candidates) == 1
+        self.decisions.note(
+            at=self._clock(),
+            session=search.session,
+            group=search.group.settings.name,
+            number=search.redials,
+            attempt=search.dials + 1,
+            candidates=candidates,
+            passed_over=passed_over,
+            chosen=chosen,
+            why=why or (decisions.ONLY_ONE if alone else group.settings.strategy.name),
+            in_group=group.settings.name,
+            order=chosen.settings.order,
+            by_strategy=why is None and not alone,
+        )
+
+    def _nothing(
+        self,
+        search: Search,
+        racing: Collection[Deployment],
+        passed_over: Sequence[tuple[Deployment, tuple[str, str]]],
+        why: str,
+    ) -> None:
+        """Remember that nothing was chosen, where that ended a pass: beside an open dial it is no news."""
+        if racing:
+            return
+        self.decisions.note(
+            at=self._clock(),
+            session=search.session,
+            group=search.group.settings.name,
+            number=search.redials,
+            attempt=search.dials + 1,
+            candidates=(),
+            passed_over=passed_over,
+            chosen=None,
+            why=why,
+        )
+
+    def _follow(self, search: Search) -> None:
+        """Go on under the generation that has come meanwhile; what it removed is dialled no more, what it brought can be."""
+        search.turn = self._pool.turn
+        group = self._pool.groups.get(search.group.settings.name)
+        if group is not None:
+            search.group = group
+            search.chain = self._pool.chain(group)
 
     def _may_dial(self, search: Search, deployment: Deployment) -> bool:
         """What failed for a reason that does not pass is not dialled again in this session."""
@@ -419,9 +510,12 @@ class Routing:
             seconds=seconds,
             detail=detail,
             raced=search.over,
+            provider=deployment.settings.provider,
+            model=deployment.settings.model,
         )
         search.under_way.pop(deployment.id, None)
         search.attempts.append(attempt)
+        deployment.outcomes[attempt.outcome] = deployment.outcomes.get(attempt.outcome, 0) + 1
         self._tell(attempt)
 
     # --- between passes and at the end --------------------------------------------------------------

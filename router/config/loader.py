@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import os
 import stat
@@ -40,6 +41,8 @@ _WELL_KNOWN_KEYS = frozenset(
 _SHORT_KEY = 16
 # What ``Call.principal`` says for sessions without a virtual key.
 _RESERVED_NAMES = frozenset({"master", "anonymous"})
+# What router.tracing needs of the extra [otel].
+_TRACING_MODULES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 # Read once: what a type checker knows of the system it runs on must not decide what it sees of this module.
 _PLATFORM: Final[str] = sys.platform
 
@@ -51,10 +54,12 @@ class Loaded:
     Attributes:
         settings: one generation.
         warnings: what has not the effect its author may expect, in the file's order.
+        files: absolute names of the files whose content is part of it (``file:PATH``), the configuration's own excepted.
     """
 
     settings: Settings
     warnings: tuple[Problem, ...]
+    files: tuple[str, ...] = ()
 
 
 def load(
@@ -71,25 +76,32 @@ def load(
     Raises:
         ConfigError: the file cannot be used; with all its problems.
     """
+    return load_text(read_text(path), path=path, environ=environ, host=host, port=port)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a configuration file, without a look at what it says.
+
+    Raises:
+        ConfigError: it cannot be read, or is no text.
+    """
     name = os.fspath(path)
-    text = decode(_read(name), file=printable(name, 200))
-    folder = os.path.dirname(os.path.abspath(name))
-    return _load(text, file=printable(name, 200), environ=environ, folder=folder, host=host, port=port)
+    return decode(_read(name), file=printable(name, 200))
 
 
 def load_text(
     text: str,
     *,
-    file: str = "<string>",
+    path: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] = os.environ,
     host: str | None = None,
     port: int | None = None,
 ) -> Loaded:
-    """Check a configuration that is in memory, as ``load`` does. Relative file names start from the working directory.
+    """Check a configuration that is in memory, as ``load`` does.
 
     Args:
         text: the YAML.
-        file: a name for the problems.
+        path: the file that it is from; ``None``: none, and relative file names start from the working directory.
         environ: as for ``load``.
         host: as for ``load``.
         port: as for ``load``.
@@ -97,7 +109,9 @@ def load_text(
     Raises:
         ConfigError: it cannot be used; with all its problems.
     """
-    return _load(text, file=file, environ=environ, folder=os.getcwd(), host=host, port=port)
+    file = "<string>" if path is None else printable(os.fspath(path), 200)
+    folder = os.getcwd() if path is None else os.path.dirname(os.path.abspath(os.fspath(path)))
+    return _load(text, file=file, environ=environ, folder=folder, host=host, port=port)
 
 
 def _read(name: str) -> bytes:
@@ -129,7 +143,7 @@ def _load(text: str, *, file: str, environ: Mapping[str, str], folder: str, host
     ignored = Ignored(report)
     data = _top_level(document, ignored, report)
     own = _own_variables(data.get("environment_variables"), report)
-    env = Environment(environ, own, hidden=report.hidden)
+    env = Environment(environ, own, hidden=report.hidden, folder=folder)
 
     def section(model: Any, name: str, path: Path, raw: object) -> Any:
         return check_section(model, raw, section=name, path=path, env=env, ignored=ignored, report=report)
@@ -161,7 +175,7 @@ def _load(text: str, *, file: str, environ: Mapping[str, str], folder: str, host
         hidden_aliases=aliases.hidden,
         fleet=fleet,
     )
-    return Loaded(settings=settings, warnings=report.told(report.warnings))
+    return Loaded(settings=settings, warnings=report.told(report.warnings), files=tuple(sorted(env.files)))
 
 
 def _top_level(document: Document, ignored: Ignored, report: Report) -> dict[str, object]:
@@ -350,6 +364,21 @@ def _check_general(general: GeneralSettings, server: ServerSettings, path: Path,
         )
     if server.metrics_auth and server.keyless:
         report.warn((*path, "metrics_auth"), "true without any key", "a master_key", "it has no effect")
+    if server.tracing and not all(map(_is_installed, _TRACING_MODULES)):
+        report.error(
+            (*path, "tracing"),
+            "true without OpenTelemetry",
+            "the extra [otel] beside it, or false",
+            "pip install 'realtime-router[otel]'",
+        )
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module could be imported; it is not."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # what it is in is not there either
+        return False
 
 
 def _check_master_key(key: str, path: Path, report: Report) -> None:
@@ -368,7 +397,7 @@ def _check_keyless(server: ServerSettings, path: Path, report: Report, *, host: 
     hint = f"set {path[0]}.master_key (for example os.environ/MASTER_KEY) or {path[0]}.keys, or listen on 127.0.0.1"
     expected = "a key, because other hosts can reach that address"
     for key, listen in (("listen", server.listen), ("ops_listen", server.ops_listen)):
-        if listen is None or _is_loopback(listen.host):
+        if listen is None or is_loopback(listen.host):
             continue
         found = f"the address {quoted(listen.host)} without any key"
         if key == "listen" and host is not None:
@@ -379,7 +408,8 @@ def _check_keyless(server: ServerSettings, path: Path, report: Report, *, host: 
             report.error((*path, key), found, expected, hint)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this host alone."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:

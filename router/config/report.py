@@ -42,19 +42,22 @@ _QUOTED_CHARS = 130
 
 
 class FromEnvironment(str):
-    """A value that an environment variable supplied. It is never shown; only its variable is named.
+    """A value that an environment variable or a secret's file supplied. It is never shown; only where it came from is named.
 
     Attributes:
-        name: the variable.
+        name: the variable, or the file.
+        kind: which of the two, for messages.
     """
 
-    __slots__ = ("name",)
+    __slots__ = ("kind", "name")
 
     name: str
+    kind: str
 
-    def __new__(cls, value: str, *, name: str) -> FromEnvironment:
+    def __new__(cls, value: str, *, name: str, kind: str = "environment variable") -> FromEnvironment:
         self = super().__new__(cls, value)
         self.name = name
+        self.kind = kind
         return self
 
     def __repr__(self) -> str:
@@ -158,7 +161,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def describe(value: object, path: Sequence[str | int]) -> str:
     """Say what stands at ``path``, showing the value only when it can hardly be a secret."""
     if isinstance(value, FromEnvironment):
-        return f"the value of the environment variable {printable(value.name)}"
+        return f"the value of the {value.kind} {printable(value.name)}"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):

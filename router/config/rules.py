@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -45,6 +45,10 @@ class Unfit(ValueError):
         super().__init__(expected)
         self.expected = expected
         self.hint = hint
+
+
+# In the JSON Schema: what stands for a value that is elsewhere.
+FROM_ELSEWHERE: Final = r"^(os\.environ/|file:)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -423,7 +427,7 @@ class Workers(Number):
     def json(self) -> dict[str, Any]:
         """A number, a word, a variable or nothing."""
         number = super(Workers, self).json()
-        return {"anyOf": [number, {"enum": ["auto"]}, {"type": "string", "pattern": r"^os\.environ/"}, {"type": "null"}]}
+        return {"anyOf": [number, {"enum": ["auto"]}, {"type": "string", "pattern": FROM_ELSEWHERE}, {"type": "null"}]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from router.config.litellm import LATER_KEYS, LITELLM_KEYS, MODEL_INFO_KEYS
 from router.config.redis_url import HIGHEST_DB
 from router.config.rules import (
+    FROM_ELSEWHERE,
     Address,
     Choice,
     Credential,
@@ -357,7 +358,7 @@ class GeneralSettings(Section):
     root_path: Annotated[str | None, PathPrefix(), _says("What all paths begin with. Default: nothing.")] = None
     watch: Annotated[bool | None, Flag(), _says("Reload when the file changes. Default true.")] = None
     dashboard: Annotated[bool | None, Flag(), _says("Serve the dashboard at /. Default true.")] = None
-    tracing: Annotated[bool | None, Flag(), _says("Spans by OpenTelemetry. Default false.")] = None
+    tracing: Annotated[bool | None, Flag(), _says("Spans by OpenTelemetry; extra [otel]. Default false.")] = None
 
 
 class File(Section):
@@ -390,7 +391,8 @@ NO_EFFECT = "x-no-effect"
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of the file, for editors.
 
-    Scalars may also be ``os.environ/NAME``. Keys that load without effect are in it, marked ``x-no-effect`` and deprecated.
+    Scalars may also be ``os.environ/NAME`` or ``file:PATH``. Keys that load without effect are in it, marked ``x-no-effect`` and
+    deprecated.
     """
     schema = File.model_json_schema()
     definitions: dict[str, dict[str, Any]] = {"File": schema, **schema["$defs"]}
@@ -432,7 +434,7 @@ def _editor_form(value: dict[str, Any]) -> dict[str, Any]:
     scalar = "enum" in value or (isinstance(value.get("type"), str) and value["type"] not in ("string", "array", "object"))
     described = {"description": value.pop("description")} if "description" in value else {}
     if scalar:
-        return {**described, "anyOf": [value, {"type": "string", "pattern": "^os\\.environ/"}, {"type": "null"}]}
+        return {**described, "anyOf": [value, {"type": "string", "pattern": FROM_ELSEWHERE}, {"type": "null"}]}
     if "type" in value and "anyOf" not in value:
         kinds = value["type"] if isinstance(value["type"], list) else [value["type"]]
         return {**described, **value, "type": [*kinds, "null"]}

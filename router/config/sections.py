@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
@@ -13,9 +15,12 @@ from router.config.litellm import COUNTERPARTS, LATER_KEYS, LITELLM_KEYS
 from router.config.report import MAX_PROBLEMS, FromEnvironment, Report, describe, nearest, quoted
 from router.config.rules import UNFIT
 from router.config.schema import Section
-from router.config.source import Path
+from router.config.source import Path, printable
 
 _PREFIX = "os.environ/"
+_FILE_PREFIX = "file:"
+# Larger than any key or token.
+_MAX_SECRET_BYTES = 64 * 1024
 _VARIABLE = re.compile(r"[A-Za-z_]\w{0,127}", re.ASCII)
 
 M = TypeVar("M", bound=Section)
@@ -41,16 +46,25 @@ class Fault:
 
 
 class Environment:
-    """Resolves ``os.environ/NAME``. Variables of the file's ``environment_variables`` win; an empty value counts as unset."""
+    """Resolves ``os.environ/NAME`` and ``file:PATH``. An empty value counts as unset.
 
-    def __init__(self, environ: Mapping[str, str], own: Mapping[str, str], *, hidden: set[str]) -> None:
+    Variables of the file's ``environment_variables`` win over those of the process.
+
+    Attributes:
+        files: absolute names of the files that were read, or should have been.
+    """
+
+    def __init__(self, environ: Mapping[str, str], own: Mapping[str, str], *, hidden: set[str], folder: str) -> None:
         """Start without a value read.
 
         Args:
             environ: the process's variables.
             own: the file's ``environment_variables``.
             hidden: takes every value that is read, so that no message shows it.
+            folder: relative file names start here.
         """
+        self.files: set[str] = set()
+        self._folder = folder
         self._environ = environ
         self._own = own
         self._hidden = hidden
@@ -78,6 +92,8 @@ class Environment:
             return {key: self._resolve(item, (*path, key), faults) for key, item in value.items()}
         if isinstance(value, list):
             return [self._resolve(item, (*path, index), faults) for index, item in enumerate(value)]
+        if isinstance(value, str) and value.startswith(_FILE_PREFIX):
+            return self._from_file(value.removeprefix(_FILE_PREFIX).strip(), path, faults)
         if not isinstance(value, str) or not value.startswith(_PREFIX):
             return value
         name = value.removeprefix(_PREFIX).strip()
@@ -95,6 +111,52 @@ class Environment:
                 )
             )
         return known
+
+
+    def _from_file(self, name: str, path: Path, faults: list[Fault]) -> FromEnvironment | None:
+        if not name or "\0" in name:
+            faults.append(Fault(path=path, found="file: without a file's name after it", expected="file:/run/secrets/NAME"))
+            return None
+        file = os.path.join(self._folder, name)
+        self.files.add(file)
+        try:
+            value = _read_secret(file)
+        except OSError as error:
+            why = error.strerror or str(error)
+            found = f"the file {printable(name)}, which cannot be read ({why.lower()})"
+            faults.append(Fault(path=path, found=found, expected="a readable file with the value", supplied=True))
+            return None
+        except ValueError as error:
+            found = f"the file {printable(name)}, which {error}"
+            expected = f"a text file of at most {_MAX_SECRET_BYTES} bytes with the value"
+            faults.append(Fault(path=path, found=found, expected=expected, supplied=True))
+            return None
+        self._hidden.add(value)
+        return FromEnvironment(value, name=name, kind="file")
+
+
+def _read_secret(file: str) -> str:
+    """Return a file's text without the line break at its end.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: what is in it is no value; says what it is.
+    """
+    # A pipe without a writer, put there by mistake, must not block.
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("is no regular file")
+        data = opened.read(_MAX_SECRET_BYTES + 1)
+    if len(data) > _MAX_SECRET_BYTES:
+        raise ValueError("is too long")
+    try:
+        text = data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
+    if not text:
+        raise ValueError("is empty")
+    return text
 
 
 class Ignored:

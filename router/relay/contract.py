@@ -14,7 +14,7 @@ Side = Literal["client", "upstream"]
 Who = Literal["client", "upstream", "router"]
 Phase = Literal["waiting", "idle", "turn"]
 # Why a session ended, beside who ended it.
-Cause = Literal["close", "lost", "dead", "stalled", "protocol", "idle_timeout", "max_session", "shutdown", "cancelled"]
+Cause = Literal["close", "lost", "dead", "stalled", "protocol", "idle_timeout", "max_session", "shutdown", "admin", "cancelled"]
 
 
 class Tap(Protocol):
@@ -30,6 +30,10 @@ class Tap(Protocol):
     @property
     def phase(self) -> Phase:
         """What the session is doing."""
+
+    @property
+    def quiet(self) -> bool:
+        """Neither an answer is under way or due, nor does the user speak."""
 
     def message(self, side: Side, opcode: int, event_type: str | None, size: int, payload: bytes | None) -> None:
         """A message from ``side`` is complete; ``payload`` is there for the wanted types, up to a limit."""

@@ -231,6 +231,11 @@ class Relay:
             seconds=(self._ended_at or self._clock()) - self._started,
         )
 
+    @property
+    def quiet(self) -> bool:
+        """Nobody would be interrupted by an end, as far as can be seen from here."""
+        return self.tap.quiet
+
     def end(self, *, cause: Cause, code: int, reason: str, error_event: bytes | None = None) -> None:
         """End the session from the router's side, politely.
 

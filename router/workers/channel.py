@@ -4,15 +4,21 @@ The parent's end neither blocks nor waits: what a worker does not take is kept u
 The worker's end lives on its event loop. Messages of a worker to its parent (``k`` tells the kind):
 
     ready                            it accepts connections
-    pulse    sessions                it lives; once a second
+    pulse    sessions, …             it lives; once a second
+    prepared id, data                what it found in a configuration that it was told to prepare (``generations``)
+    idle                             it drains, and nobody is left
     samples  data                    its metrics (``merge.pack``), now and then and at its end
-    ask      id, what, …             a question: beat, acquire, release, leave (``exchange``), metrics, deployments
+    ask      id, what, …             a question: beat, acquire, release, leave (``exchange``), metrics; or, with ``args``, one of
+                                     operators' questions and acts (``router.admin.contract``)
     told     id, data                the answer to ``tell``; ``data`` is null when it cannot say
 
 and of the parent to a worker:
 
     answer   id, … or error          to ``ask``
-    tell     id, what                a question: metrics, deployments
+    tell     id, what, args          a question: metrics, or one of operators' questions and acts; ``overrides``, all that
+                                     operators have said of deployments, which has no answer; prepare, commit, refuse, load:
+                                     a configuration (``reloads``)
+    order    stage, left_s, at_once  how far the drain of all of them is (``router.drain``)
 """
 
 from __future__ import annotations
@@ -204,8 +210,11 @@ class ParentEnd:
 class Hearer(Protocol):
     """What a worker does when its parent speaks."""
 
-    def told_to(self, what: str, number: int) -> None:
+    def told_to(self, what: str, number: int, args: Mapping[str, Any]) -> None:
         """The parent asks; the answer is a ``told`` message with this number. Must not raise."""
+
+    def ordered(self, message: Message) -> None:
+        """The parent orders a stage of the drain. Must not raise."""
 
     def parent_gone(self) -> None:
         """The parent is gone; told once. Must not raise."""
@@ -318,6 +327,9 @@ class WorkerEnd(asyncio.Protocol):
 
     def _heard(self, message: Message) -> None:
         kind, number = message.get("k"), message.get("id")
+        if kind == "order":
+            self._hearer.ordered(message)
+            return
         if not isinstance(number, int):
             return
         if kind == "answer":
@@ -326,4 +338,5 @@ class WorkerEnd(asyncio.Protocol):
             if answer is not None and not answer.done():
                 answer.set_result(message)
         elif kind == "tell" and isinstance(what := message.get("what"), str):
-            self._hearer.told_to(what, number)
+            args = message.get("args")
+            self._hearer.told_to(what, number, args if isinstance(args, dict) else {})

@@ -1,4 +1,4 @@
-"""What several workers say of themselves, as one: their metrics, and the view of operators. Pure.
+"""What several workers say of themselves, as one: their metrics (``router.admin.merge`` has the views of operators). Pure.
 
 Counters and histograms are summed over the workers that live and those that are gone, so that what was shown once never falls.
 Gauges tell of now: of those that live, by the rule of ``GAUGES``. Where a sum is nonsense and nothing else is right either, a
@@ -11,7 +11,6 @@ are sums that count pages which processes share once for each.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, Literal
@@ -51,10 +50,13 @@ GAUGES: Final[Mapping[str, Rule]] = {
     f"{_PREFIX}deployment_ejected_seconds": "max",
     f"{_PREFIX}build_info": "max",
     f"{_PREFIX}config_generation": "max",
+    f"{_PREFIX}config_restart_needed": "max",
     f"{_PREFIX}config_last_reload_success_timestamp_seconds": "max",
     # One that refused the last configuration is one too many.
     f"{_PREFIX}config_last_reload_successful": "min",
     f"{_PREFIX}fleet_members": "max",
+    # All of them, or one by itself.
+    f"{_PREFIX}draining": "max",
     # The oldest.
     f"{_PREFIX}fleet_picture_age_seconds": "max",
     # The other workers' sessions are in it, and in the sum of ``deployment_sessions`` as well.
@@ -118,9 +120,15 @@ def fold(gone: Sequence[Packed]) -> list[list[Any]]:
     ]
 
 
-def counter(name: str, text: str, value: float) -> list[list[Any]]:
-    """Return a counter without labels as packed metrics; ``name`` without ``_total``."""
-    return [[name, text, "counter", [[f"{name}_total", {}, value]]]]
+def counter(name: str, text: str, values: Iterable[tuple[Mapping[str, str], float]]) -> list[list[Any]]:
+    """Return a counter as packed metrics.
+
+    Args:
+        name: without ``_total``.
+        text: its description.
+        values: labels and value of each sample.
+    """
+    return [[name, text, "counter", [[f"{name}_total", dict(labels), value] for labels, value in values]]]
 
 
 _Sample = tuple[str, dict[str, str], float]
@@ -214,82 +222,3 @@ def _sample(sample: Any) -> _Sample | None:
         return (name, labels, float(value)) if isinstance(value, str) else None
     except ValueError:
         return None
-
-
-# --- the view of operators -----------------------------------------------------------------------
-
-# Of as many workers that see one state as see another, those count that see more trouble: an operator looks for it.
-_BY_TROUBLE: Final = ("admitting", "probing", "cooling_down", "draining", "maint", "ejected", "misconfigured")
-
-Document = Mapping[str, Any]
-
-
-def merge_deployments(documents: Mapping[int, tuple[int, Document]], *, silent: Mapping[int, int]) -> dict[str, Any]:
-    """Return one document for ``GET /admin/deployments``.
-
-    ``sessions_elsewhere`` are those of processes that are none of these workers; ``fleet`` is as the first worker sees it.
-    A deployment's ``state`` is the one that most workers see, and what explains it (``obstacle``, ``reason``, …) is theirs; its
-    sessions are the sum; ``workers`` tells what each sees.
-
-    Args:
-        documents: worker's number → its process id and what it says; at least one.
-        silent: those that did not answer in time, number → process id.
-    """
-    ordered = sorted(documents.items())
-    groups: dict[str, dict[str, Any]] = {}
-    views: dict[str, dict[str, list[tuple[int, int, Document]]]] = {}
-    for number, (pid, document) in ordered:
-        for group in document["groups"]:
-            groups.setdefault(group["group"], {**group})
-            for deployment in group["deployments"]:
-                views.setdefault(group["group"], {}).setdefault(deployment["id"], []).append((number, pid, deployment))
-    fleets = [document.get("fleet") for _, (_, document) in ordered]
-    others = any(fleet is not None and fleet["members"] > len(documents) + len(silent) for fleet in fleets)
-    for name, group in groups.items():
-        group["deployments"] = [_deployment(seen, others=others) for seen in views.get(name, {}).values()]
-    workers = [{"worker": number, "pid": pid, "answered": True} for number, (pid, _) in ordered]
-    workers += [{"worker": number, "pid": pid, "answered": False} for number, pid in silent.items()]
-    return {
-        **ordered[0][1][1],
-        "generation": max(document["generation"] for _, (_, document) in ordered),
-        "workers": sorted(workers, key=_number),
-        "groups": list(groups.values()),
-    }
-
-
-def _deployment(seen: Sequence[tuple[int, int, Document]], *, others: bool) -> dict[str, Any]:
-    counts = Counter(one["state"] for _, _, one in seen)
-    state = max(counts, key=lambda word: (counts[word], _BY_TROUBLE.index(word) if word in _BY_TROUBLE else len(_BY_TROUBLE)))
-    of_state = [one for _, _, one in seen if one["state"] == state]
-    waits_s = [one["available_in_s"] for one in of_state if one["available_in_s"] is not None]
-    return {
-        **of_state[0],
-        "weight": max(one["weight"] for _, _, one in seen),
-        "sessions": sum(one["sessions"] for _, _, one in seen),
-        "sessions_elsewhere": _elsewhere([one for _, _, one in seen]) if others else 0,
-        "minute_starts": max(one["minute_starts"] for _, _, one in seen),
-        "minute_tokens": max(one["minute_tokens"] for _, _, one in seen),
-        "ready_s": _mean(one["ready_s"] for _, _, one in seen),
-        "first_audio_s": _mean(one["first_audio_s"] for _, _, one in seen),
-        "available_in_s": min(waits_s, default=None),
-        "workers": [
-            {"worker": number, "pid": pid, "state": one["state"], "sessions": one["sessions"], "reason": one["reason"]}
-            for number, pid, one in seen
-        ],
-    }
-
-
-def _elsewhere(seen: Sequence[Document]) -> int:
-    """The fleet's sessions without those of these workers, each of which knows the whole as of another moment."""
-    own: list[int] = [one["sessions"] for one in seen]
-    elsewhere: list[int] = [one["sessions_elsewhere"] or 0 for one in seen]
-    return max(0, max(map(sum, zip(own, elsewhere, strict=True))) - sum(own))
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _number(worker: Mapping[str, Any]) -> int:
-    return int(worker["worker"])

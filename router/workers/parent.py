@@ -27,22 +27,33 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 from typing import Any, Final, NoReturn
 
+import orjson
 from prometheus_client.process_collector import ProcessCollector
 
-from router.config.settings import Settings
+from router.admin import merge as views
+from router.admin.contract import ACTS, QUESTIONS, Args
+from router.admin.overrides import Overrides, configured_of
+from router.config.settings import DrainSettings, Settings
+from router.drain import PROGRESS_S, Drain, Stage
 from router.events import Notice, Observers
 from router.fleet import picture
 from router.fleet.board import Board
 from router.fleet.exchange import Wanted
+from router.handover import HandoverFailed
 from router.listener.certificate import Certificate
-from router.metrics import PREFIX, RESTARTS, RESTARTS_TEXT, Page
-from router.process import GC_THRESHOLDS, cannot_listen, facts_of, hangup, say, url_of
+from router.metrics import PREFIX, RELOADS, RELOADS_TEXT, RESTARTS, RESTARTS_TEXT, Page
+from router.process import GC_THRESHOLDS, cannot_start, facts_of, hangup, say, url_of
+from router.reload import Origin
+from router.succession import NOTHING, Inheritance, Succession
+from router.systemd import notify
 from router.workers import merge
 from router.workers.channel import MOST_UNREAD_BYTES, BadFrame, Message, ParentEnd, Stuck
-from router.workers.sockets import address_of, open_listeners
+from router.workers.reloads import Reloads
+from router.workers.sockets import address_of
 from router.workers.worker import Place, work
 
 #: A worker that lived this long is replaced at once ...
@@ -54,14 +65,19 @@ MOST_DELAY_S: Final = 2.0
 GATHER_S: Final = 1.0
 #: Seconds without a word after which a worker is stuck; it speaks once a second.
 SILENT_TICKS: Final = 30
-#: Workers have time limits of their own for their end; the sum of those is below this.
-KILL_AFTER_S: Final = 12.0
+#: Workers have time limits of their own for their end; the sum of those is below this, and this below the 10 s that are promised.
+KILL_AFTER_S: Final = 9.0
+#: The same for an end at once.
+KILL_AT_ONCE_AFTER_S: Final = 6.0
 _TICK_S: Final = 1.0
 # Work that can wait is done in slices of this length: hard limits of the fleet wait for 50 ms at most.
 _SLICE_S: Final = 0.005
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _METRICS: Final = "metrics"
-_DEPLOYMENTS: Final = "deployments"
+_CONFIG: Final = "config"
+_RELOAD: Final = "reload"
+# Questions to all that may be under way at a time; nobody has so many different ones.
+_MOST_GATHERINGS: Final = 64
 # A name of a place or a deployment is no longer than this.
 _LONGEST_NAME: Final = 700
 
@@ -78,10 +94,14 @@ class Worker:
     watched: int = 0  # what the selector looks at, of its channel
     serving: bool = False  # it has said that it accepts connections
     sessions: int = 0  # as it said last
+    by_themselves: int = 0  # sessions that ended while it drained, as it said last ...
+    ended_by_it: int = 0  # ... and those that it ended
+    idle: bool = False  # it drains, and nobody is left
     silent: int = 0  # ticks since it said anything
     samples: merge.Packed = ()  # its metrics, as it said last
-    # What it was asked and has not answered yet; one question of a kind at a time.
-    owes: dict[str, int] = field(default_factory=dict)
+    # Numbers of what it was asked and has not answered yet, with the questions' keys (``Gathering``).
+    owes: dict[int, str] = field(default_factory=dict)
+    told: int = 0  # version of the overrides that it knows
     confused: bool = False  # it has said something senseless, which is told once
 
 
@@ -99,9 +119,15 @@ class Slot:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Gathering:
-    """A question to all workers that one or more of them have asked for."""
+    """A question to all workers, or an act of all, that one or more of them have asked for.
 
+    ``key`` is the same for the same question, so that those who ask it at the same time share the answer; every act has one of
+    its own, for their order counts.
+    """
+
+    key: str
     what: str
+    args: Args
     number: int
     deadline: float
     askers: list[tuple[Worker, int, str]]  # who, its question's number, and what it accepts
@@ -142,6 +168,8 @@ class Parent:
     Args:
         settings: the generation; ``server.workers`` says how many.
         tell: observers in this process, and the workers' own.
+        origin: where the settings come from, so that they can be read again; ``None``: they cannot.
+        inheritance: listening sockets that are there already.
         work: what a worker does in its process; it returns the exit code.
         clock: monotonic seconds.
         silent_ticks: see ``SILENT_TICKS``.
@@ -154,6 +182,8 @@ class Parent:
         settings: Settings,
         tell: Observers,
         *,
+        origin: Origin | None = None,
+        inheritance: Inheritance = NOTHING,
         work: Callable[[Settings, Place], int] = work,
         clock: Callable[[], float] = time.monotonic,
         silent_ticks: int = SILENT_TICKS,
@@ -176,6 +206,14 @@ class Parent:
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._next_tick = clock() + _TICK_S
         self._listening = False  # all have served once
+        self._inheritance = inheritance
+        self._succession: Succession  # set by ``_open``
+        self._drain = Drain(clock)
+        self._stage: Stage = "serving"  # that the workers were told of
+        self._why: dict[str, Any] = {}  # of the drain, for the log
+        self._progress_at = math.inf  # only finite while it drains
+        self._by_themselves = 0  # sessions of workers that are gone, see ``Worker``
+        self._ended_by_us = 0
         self._code: int | None = None  # only set once the end has begun
         self._kill_at = math.inf
         self._restarts = 0
@@ -186,6 +224,13 @@ class Parent:
         self._gathering: dict[str, Gathering] = {}
         # Who asked while the same was being gathered: what comes of that may be older than the question.
         self._next_askers: dict[str, list[tuple[Worker, int, str]]] = {}
+        self._acts = 0
+        self._overrides = Overrides()
+        self._configured = configured_of(settings)
+        # What the generation in force says of the end; of all else that can change the parent needs nothing.
+        self._drain_settings = settings.server.drain
+        self._origin = origin
+        self._reloads = self._reloads_of(origin)
         self._slices: deque[Iterator[None]] = deque()
         self._answers: dict[str, Callable[[Worker, Message], Mapping[str, Any]]] = {
             "beat": self._beat,
@@ -198,8 +243,8 @@ class Parent:
         """Serve until a signal ends it, or the start fails. Returns the exit code."""
         try:
             self._open()
-        except OSError as error:
-            cannot_listen(self._settings, error)
+        except (HandoverFailed, OSError) as error:
+            cannot_start(self._settings, error)
             return 1
         self._catch_signals()
         # What was loaded so far is the same in all processes: a collector that walked it would make each copy it.
@@ -215,18 +260,22 @@ class Parent:
         finally:
             self._close()
         assert self._code is not None
-        self._tell(Notice(level="info", event="stopped"))
+        facts = {"by_themselves": self._by_themselves, "ended": self._ended_by_us}
+        self._tell(Notice(level="info", event="stopped", facts=facts))
         return self._code
 
     # --- beginning and end --------------------------------------------------------------------------
 
     def _open(self) -> None:
-        server = self._settings.server
         self._read_certificate()
-        clients = open_listeners(server.listen, server.workers)
-        operators: list[list[socket.socket]] = [[] for _ in clients]
-        if server.ops_listen is not None:
-            operators = open_listeners(server.ops_listen, server.workers)
+        succession = self._succession = Succession(
+            self._settings.server,
+            self._inheritance,
+            workers=self._settings.server.workers,
+            watch=self._watch_socket,
+            tell=self._tell,
+        )
+        clients, operators = succession.clients, succession.operators
         self._clients = len(clients[0])
         self._slots = [
             Slot(number=number, sockets=[*own, *more]) for number, (own, more) in enumerate(zip(clients, operators, strict=True))
@@ -234,7 +283,8 @@ class Parent:
 
     def _read_certificate(self) -> None:
         tls = self._settings.server.tls
-        if tls is not None:
+        # A newer configuration may name other files, and a worker that begins with it reads those for itself.
+        if tls is not None and (self._reloads is None or self._reloads.newest is None):
             self._certificate.context(tls)
 
     def _catch_signals(self) -> None:
@@ -248,14 +298,89 @@ class Parent:
     def _over(self) -> bool:
         return self._code is not None and all(slot.worker is None for slot in self._slots)
 
+    def _advance(self) -> None:
+        """See where the drain is, and have the workers follow."""
+        drain = self._drain
+        now = self._clock()
+        stage = drain.look(idle=all(worker.idle for worker in self._workers()))
+        if stage != self._stage:
+            before, self._stage = self._stage, stage
+            if stage == "ending":
+                self._end(0)
+                return
+            if before == "serving":
+                self._say_draining(stage)
+            elif stage == "refusing":
+                self._say("new sessions are refused")
+            else:
+                self._say("addresses left")
+            self._order()
+            for worker in self._workers():
+                # Of a stage before. Whoever has connected until now may still ask for a session.
+                worker.idle = False
+            if stage == "leaving":
+                # Who waits in them is somebody else's; they must not live on here when that one closes them.
+                self._close_listeners()
+            if stage != "grace":
+                for slot in self._slots:
+                    slot.due_at = math.inf
+                    if slot.worker is None:
+                        self._desert(slot)
+        elif drain.at_once and self._code is not None and self._kill_at > now + KILL_AT_ONCE_AFTER_S:
+            self._kill_at = now + KILL_AT_ONCE_AFTER_S
+            self._order()
+        if now >= self._progress_at and self._code is None:
+            self._progress_at = now + PROGRESS_S
+            gone = self._by_themselves + sum(worker.by_themselves for worker in self._workers())
+            self._say("still draining", left_s=round(drain.left_s, 1), by_themselves=gone, stage=stage)
+
+    def _say_draining(self, stage: Stage) -> None:
+        self._progress_at = self._clock() + PROGRESS_S
+        if not self._drain.successor:
+            notify("STOPPING=1")
+        settings = self._drain_settings
+        grace_s = settings.grace_s if stage == "grace" else 0.0
+        self._say("draining", **self._why, grace_s=grace_s, timeout_s=settings.timeout_s)
+
+    def _say(self, event: str, **facts: Any) -> None:
+        workers = self._workers()
+        sessions = sum(worker.sessions for worker in workers)
+        self._tell(Notice(level="info", event=event, facts={"workers": len(workers), "sessions": sessions, **facts}))
+
+    def _order(self, *workers: Worker) -> None:
+        """Tell these, or all of them, how far the drain is."""
+        drain = self._drain
+        left_s = drain.left_s if math.isfinite(drain.left_s) else 0.0
+        for worker in workers or self._workers():
+            self._send(worker, {"k": "order", "stage": drain.stage, "left_s": left_s, "at_once": drain.at_once})
+
+    def _desert(self, slot: Slot) -> None:
+        """Nobody will serve there any more: let the kernel give its share of the connections to the others."""
+        others = {id(sock) for other in self._slots if other.worker is not None for sock in other.sockets}
+        for sock in slot.sockets:
+            if id(sock) not in others:
+                sock.close()
+
+    def _handed_over(self, pid: int) -> None:
+        self._why["successor"] = pid
+        self._drain.handed_over(self._drain_settings)
+        self._advance()
+
     def _end(self, code: int) -> None:
-        """Ask every worker to end. The first call decides the exit code."""
+        """Have every worker end. The first call decides the exit code."""
         if self._code is not None:
             return
         self._code = code
-        self._kill_at = self._clock() + self._kill_after_s
+        if code:
+            # The start has failed: there is nobody to be patient with.
+            self._drain.end_at_once()
+        self._stage = self._drain.stage
+        self._say("stopping")
+        at_once_s = KILL_AT_ONCE_AFTER_S if self._drain.at_once else math.inf
+        self._kill_at = self._clock() + min(self._kill_after_s, at_once_s)
         # A socket that its worker has closed must not live on here and gather connections that nobody will serve.
         self._close_listeners()
+        self._order()
         for slot in self._slots:
             slot.due_at = math.inf
             if slot.worker is not None:
@@ -268,6 +393,7 @@ class Parent:
 
     def _close(self) -> None:
         signal.set_wakeup_fd(-1)
+        self._succession.close()
         self._close_listeners()
         for slot in self._slots:
             if slot.worker is not None:  # only after a fault of this program; the worker reads the end of its channel
@@ -282,12 +408,15 @@ class Parent:
         for key, mask in self._selector.select(self._wait_s()):
             if key.data is None:
                 self._signals()
+            elif callable(key.data):
+                key.data()
             else:
                 self._attend(key.data, mask)
         now = self._clock()
         if now >= self._next_tick:
             self._next_tick = now + _TICK_S
             self._tick()
+        self._advance()
         for slot in self._slots:
             if slot.due_at <= now:
                 slot.due_at = math.inf
@@ -296,6 +425,8 @@ class Parent:
         for gathering in list(self._gathering.values()):
             if not gathering.waiting or now >= gathering.deadline:
                 self._gathered_all(gathering)
+        if self._reloads is not None and self._reloading:
+            self._reloads.step()
         if now >= self._kill_at:
             self._kill_at = math.inf
             self._kill_all()
@@ -304,8 +435,10 @@ class Parent:
     def _wait_s(self) -> float:
         if self._slices:
             return 0.0
-        due = [self._next_tick, self._kill_at, *(slot.due_at for slot in self._slots)]
+        due = [self._next_tick, self._kill_at, self._drain.wakes_at, *(slot.due_at for slot in self._slots)]
         due += [gathering.deadline for gathering in self._gathering.values()]
+        if self._reloads is not None and self._reloading:
+            due.append(self._reloads.due_at())
         return max(0.0, min(due) - self._clock())
 
     def _work_a_slice(self) -> None:
@@ -325,16 +458,31 @@ class Parent:
         except BlockingIOError:
             return
         for number in numbers:
-            if number in (signal.SIGTERM, signal.SIGINT) and self._code is None:
-                facts = {"workers": len(self._workers()), "sessions": sum(worker.sessions for worker in self._workers())}
-                self._tell(Notice(level="info", event="stopping", facts=facts))
-                self._end(0)
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._asked_to_end(signal.Signals(number))
+            elif number == signal.SIGHUP and self._reloads is not None:
+                self._reloads.request("signal")
             elif number == signal.SIGHUP:
                 hangup(self._tell)
         # Signals that come close together may be seen as one: look at everybody.
         for slot in self._slots:
             if slot.worker is not None:
                 self._look_after(slot, slot.worker)
+
+    def _asked_to_end(self, number: signal.Signals) -> None:
+        self._why.setdefault("signal", number.name)
+        # Before all have served nobody knows this router, and nobody who presses Ctrl-C waits for load balancers.
+        grace = number == signal.SIGTERM and self._listening
+        self._drain.signalled(self._drain_settings, grace=grace, kept=self._succession.kept)
+        if self._drain.signals == 2:
+            self._tell(Notice(level="warning", event="ending at once", facts={"signal": number.name}))
+
+    def _watch_socket(self, sock: socket.socket, callback: Callable[[], None] | None) -> None:
+        """See ``handover.Watch``."""
+        if callback is None:
+            self._selector.unregister(sock)
+        else:
+            self._selector.register(sock, selectors.EVENT_READ, callback)
 
     def _tick(self) -> None:
         for worker in self._workers():
@@ -380,8 +528,14 @@ class Parent:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         theirs.close()
         end = ParentEnd(ours, most_unread_bytes=self._most_unread_bytes)
-        slot.worker = Worker(number=slot.number, pid=pid, member=member, end=end, born_at=self._clock())
+        slot.worker = Worker(
+            number=slot.number, pid=pid, member=member, end=end, born_at=self._clock(), told=self._overrides.version
+        )
         self._watch(slot.worker)
+        if self._reloads is not None:
+            self._reloads.forked(slot.worker)
+        if self._stage != "serving":
+            self._order(slot.worker)
 
     def _become(self, slot: Slot, member: str, channel: socket.socket, parents: socket.socket) -> NoReturn:
         """Be a worker, in the child; nothing of the parent's runs here again."""
@@ -398,12 +552,14 @@ class Parent:
             parents.close()
             self._wake_reader.close()
             self._wake_writer.close()
+            self._succession.forget()
             for other in self._slots:
                 # The others' channels above all: one that is held here would not tell its worker that the parent is gone.
                 if other.worker is not None:
                     other.worker.end.close()
-                if other is not slot:
-                    for sock in other.sockets:
+                for sock in other.sockets:
+                    # Those that do not go round evenly are everybody's.
+                    if not any(sock is mine for mine in slot.sockets):
                         sock.close()
             clients, operators = slot.sockets[: self._clients], slot.sockets[self._clients :]
             place = Place(
@@ -413,6 +569,9 @@ class Parent:
                 clients=clients,
                 operators=operators,
                 certificate=self._certificate,
+                overrides=list(self._overrides.of(self._configured)),
+                source=None if self._origin is None else self._origin.source,
+                newest=None if self._reloads is None else self._reloads.newest,
             )
             code = self._work(self._settings, place)
         except BaseException:  # nothing may get back into the parent's code
@@ -447,8 +606,12 @@ class Parent:
         self._watch(worker)
         worker.end.close()
         slot.worker = None
+        if self._reloads is not None:
+            self._reloads.gone(worker)
         self._board.evict(worker.member)
         self._gone = merge.fold([self._gone, worker.samples])
+        self._by_themselves += worker.by_themselves
+        self._ended_by_us += worker.ended_by_it
         for gathering in self._gathering.values():
             gathering.waiting.discard(worker)
             gathering.heard.pop(worker, None)
@@ -465,6 +628,10 @@ class Parent:
         if not self._listening and not worker.serving and status != 0:
             self._tell(Notice(level="error", event="start failed", facts={"worker": worker.number}))
             self._end(status if status > 0 else 1)
+            return
+        if self._stage not in ("serving", "grace"):
+            # Nobody new is served, so nobody new is needed.
+            self._desert(slot)
             return
         slot.died_at = now
         slot.due_at = now + delay_s(lived_s, slot.early_deaths)
@@ -554,24 +721,38 @@ class Parent:
             self._told(worker, _natural(message, "id"), message.get("data"))
         elif kind == "pulse":
             worker.sessions = _natural(message, "sessions")
+            if "ended" in message:
+                worker.by_themselves, worker.ended_by_it = _natural(message, "by_themselves"), _natural(message, "ended")
+        elif kind == "idle":
+            worker.idle = True
+        elif kind == "prepared":
+            if self._reloads is not None:
+                self._reloads.heard(worker, _natural(message, "id"), _object(message, "data"))
         elif kind == "samples":
             worker.samples = _list(message, "data")
         elif kind == "ready":
             self._ready(worker)
         else:
-            raise Nonsense(f"found a message of kind {str(kind)[:40]!r}, expected ask, told, pulse, samples or ready")
+            expected = "ask, told, prepared, pulse, idle, samples or ready"
+            raise Nonsense(f"found a message of kind {str(kind)[:40]!r}, expected {expected}")
 
     def _ready(self, worker: Worker) -> None:
         if worker.serving:
             return
         worker.serving = True
+        if worker.told != self._overrides.version:
+            # Said after it was forked, and before it could be asked.
+            overrides = list(self._overrides.of(self._configured))
+            self._send(worker, {"k": "tell", "id": 0, "what": "overrides", "args": {"overrides": overrides}})
+        if self._reloads is not None:
+            self._reloads.serves(worker)
         slot = self._slots[worker.number]
         if slot.died_at is not None:
             seconds = round(self._clock() - slot.died_at, 3)
             slot.died_at = None
             facts = {"worker": worker.number, "pid": worker.pid, "seconds": seconds}
             self._tell(Notice(level="info", event="worker replaced", facts=facts))
-        if not self._listening and self._code is None and all(one.serving for one in self._workers()):
+        if not self._listening and self._stage == "serving" and all(one.serving for one in self._workers()):
             self._listening = len(self._workers()) == len(self._slots)
             if self._listening:
                 self._say_listening()
@@ -584,19 +765,57 @@ class Parent:
         facts = facts_of(self._settings, url, operations)
         facts["workers"] = [worker.pid for worker in self._workers()]
         self._tell(Notice(level="info", event="listening", facts=facts))
+        self._succession.listening(self._handed_over)
 
     def _asked(self, worker: Worker, message: Message) -> None:
         number, what = _natural(message, "id"), message.get("what")
-        if what in (_METRICS, _DEPLOYMENTS):
+        if what == _METRICS:
             accept = message.get("accept", "")
             if not isinstance(accept, str):
                 raise Nonsense(f"accept: found {type(accept).__name__}, expected a text")
-            self._gather(what, (worker, number, accept))
+            self._gather(_METRICS, what, {}, (worker, number, accept))
+            return
+        if what == _CONFIG and self._reloads is not None:
+            self._send(worker, {"k": "answer", "id": number, "document": self._reloads.describe()})
+            return
+        if what == _RELOAD and self._reloads is not None:
+            self._reloads.request("api", partial(self._answer_reload, worker, number))
+            return
+        if isinstance(what, str) and (what in QUESTIONS or what in ACTS):
+            self._asked_by_operator(worker, number, what, _object(message, "args"))
             return
         answer = self._answers.get(what) if isinstance(what, str) else None
         if answer is None:
             raise Nonsense(f"found the question {str(what)[:40]!r}, expected one of {', '.join(sorted(self._answers))}")
         self._send(worker, {"k": "answer", "id": number, **answer(worker, message)})
+
+    # --- the configuration --------------------------------------------------------------------------
+
+    @property
+    def _reloading(self) -> bool:
+        """Whether a reload makes sense: before all serve there is nobody to ask, and afterwards nobody needs it."""
+        return self._listening and self._code is None
+
+    def _reloads_of(self, origin: Origin | None) -> Reloads[Worker] | None:
+        if origin is None:
+            return None
+        return Reloads(
+            origin,
+            workers=lambda: [worker for worker in self._workers() if worker.serving and not worker.end.ended],
+            send=self._send,
+            accepted=self._accepted,
+            tell=self._tell,
+            clock=self._clock,
+        )
+
+    def _accepted(self, facts: Mapping[str, Any]) -> None:
+        """Another generation is in force."""
+        self._drain_settings = DrainSettings(**facts["drain"])
+        self._configured = facts["configured"]
+        self._overrides.settle(self._configured)
+
+    def _answer_reload(self, worker: Worker, number: int, document: Mapping[str, Any]) -> None:
+        self._send(worker, {"k": "answer", "id": number, "document": document})
 
     # --- the board ----------------------------------------------------------------------------------
 
@@ -623,31 +842,56 @@ class Parent:
 
     # --- what only all of them know -----------------------------------------------------------------
 
-    def _gather(self, what: str, asker: tuple[Worker, int, str]) -> None:
-        if what in self._gathering:
-            self._next_askers.setdefault(what, []).append(asker)
+    def _asked_by_operator(self, worker: Worker, number: int, what: str, args: Args) -> None:
+        if len(self._gathering) >= _MOST_GATHERINGS:
+            self._send(worker, {"k": "answer", "id": number, "error": "too many questions at the same time"})
+            return
+        if what in QUESTIONS:
+            key = f"{what} {orjson.dumps(args, option=orjson.OPT_SORT_KEYS).decode()}"
         else:
-            self._begin_gathering(what, [asker])
+            self._acts += 1
+            key = f"{what} #{self._acts}"
+        if what == "set":
+            try:
+                self._overrides.note(args, self._configured)
+            except ValueError as error:
+                raise Nonsense(str(error)) from None
+        self._gather(key, what, args, (worker, number, ""))
 
-    def _begin_gathering(self, what: str, askers: list[tuple[Worker, int, str]]) -> None:
+    def _gather(self, key: str, what: str, args: Args, asker: tuple[Worker, int, str]) -> None:
+        if key in self._gathering:
+            self._next_askers.setdefault(key, []).append(asker)
+        else:
+            self._begin_gathering(key, what, args, [asker])
+
+    def _begin_gathering(self, key: str, what: str, args: Args, askers: list[tuple[Worker, int, str]]) -> None:
         self._gathered += 1
-        gathering = Gathering(what=what, number=self._gathered, deadline=self._clock() + GATHER_S, askers=askers)
-        self._gathering[what] = gathering
+        under_way = {gathering.number for gathering in self._gathering.values()}
+        gathering = Gathering(
+            key=key, what=what, args=args, number=self._gathered, deadline=self._clock() + GATHER_S, askers=askers
+        )
+        self._gathering[key] = gathering
         for worker in self._workers():
-            # One that has not answered the last time is waited for no more, and need not be asked twice.
-            if worker.serving and not worker.end.ended and what not in worker.owes:
-                worker.owes[what] = gathering.number
+            if not worker.serving or worker.end.ended:
+                continue
+            # One that has not answered the last time is waited for no more. What is to be done it is told nevertheless.
+            late = any(number not in under_way for number in worker.owes)
+            if late and what not in ACTS:
+                continue
+            worker.owes[gathering.number] = key
+            if not late:
                 gathering.waiting.add(worker)
-                self._send(worker, {"k": "tell", "id": gathering.number, "what": what})
+            if what == "set":
+                worker.told = self._overrides.version
+            self._send(worker, {"k": "tell", "id": gathering.number, "what": what, "args": args})
 
     def _told(self, worker: Worker, number: int, data: Any) -> None:
-        what = next((what for what, asked in worker.owes.items() if asked == number), None)
-        if what is None:
+        key = worker.owes.pop(number, None)
+        if key is None:
             raise Nonsense(f"found an answer to {number}, which was not asked")
-        del worker.owes[what]
-        if what == _METRICS and isinstance(data, list):
+        if key == _METRICS and isinstance(data, list):
             worker.samples = data
-        gathering = self._gathering.get(what)
+        gathering = self._gathering.get(key)
         if gathering is not None and gathering.number == number:
             gathering.waiting.discard(worker)
             if data is not None:
@@ -655,19 +899,24 @@ class Parent:
 
     def _gathered_all(self, gathering: Gathering) -> None:
         """Put what was heard together, in slices, and go on with those who asked meanwhile."""
-        del self._gathering[gathering.what]
+        del self._gathering[gathering.key]
         if gathering.what == _METRICS:
             live = [*gathering.heard.values(), self._own_samples()]
             silent = [worker.samples for worker in self._workers() if worker not in gathering.heard]
             self._slices.append(self._answer_metrics(gathering.askers, live, [self._gone, *silent]))
         else:
-            self._slices.append(self._answer_deployments(gathering))
-        if askers := self._next_askers.pop(gathering.what, None):
-            self._begin_gathering(gathering.what, askers)
+            self._slices.append(self._answer_operators(gathering))
+        if askers := self._next_askers.pop(gathering.key, None):
+            self._begin_gathering(gathering.key, gathering.what, gathering.args, askers)
 
     def _own_samples(self) -> merge.Packed:
         """What the parent adds: its own process, which is one of the router's, and what only it counts."""
-        return [*merge.pack(self._process.collect()), *merge.counter(f"{PREFIX}{RESTARTS}", RESTARTS_TEXT, self._restarts)]
+        packed = merge.pack(self._process.collect())
+        packed += merge.counter(f"{PREFIX}{RESTARTS}", RESTARTS_TEXT, [({}, self._restarts)])
+        if self._reloads is not None:
+            counts = [({"result": result, "trigger": trigger}, n) for (result, trigger), n in self._reloads.counts.items()]
+            packed += merge.counter(f"{PREFIX}{RELOADS}", RELOADS_TEXT, counts)
+        return packed
 
     def _answer_metrics(
         self, askers: list[tuple[Worker, int, str]], live: list[merge.Packed], gone: list[merge.Packed]
@@ -682,13 +931,21 @@ class Parent:
             page = pages[accept]
             self._send(worker, {"k": "answer", "id": number, "body": page.body.decode(), "type": page.content_type})
 
-    def _answer_deployments(self, gathering: Gathering) -> Iterator[None]:
+    def _answer_operators(self, gathering: Gathering) -> Iterator[None]:
         documents = {worker.number: (worker.pid, document) for worker, document in gathering.heard.items()}
-        silent = {worker.number: worker.pid for worker in self._workers() if worker.number not in documents}
+        workers = self._workers()
+        heard = views.Heard(
+            documents=documents,
+            # One that does not serve yet has nothing to say, and hears of everything when it does.
+            silent={worker.number: worker.pid for worker in workers if worker.serving and worker.number not in documents},
+            workers=[
+                {"worker": one.number, "pid": one.pid, "sessions": one.sessions, "serving": one.serving} for one in workers
+            ],
+        )
         answer: dict[str, Any]
         try:
-            answer = {"document": merge.merge_deployments(documents, silent=silent)}
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            answer = {"document": views.merge(gathering.what, gathering.args, heard)}
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             answer = {"error": f"what the workers say does not fit together: {type(error).__name__}"}
         yield
         for worker, number, _ in gathering.askers:
@@ -713,6 +970,13 @@ def _list(message: Message, name: str) -> list[Any]:
     value = message.get(name)
     if not isinstance(value, list):
         raise Nonsense(f"{name}: found {type(value).__name__}, expected a list")
+    return value
+
+
+def _object(message: Message, name: str) -> dict[str, Any]:
+    value = message.get(name)
+    if not isinstance(value, dict):
+        raise Nonsense(f"{name}: found {type(value).__name__}, expected an object")
     return value
 
 

@@ -18,6 +18,8 @@ from router.config.settings import ListenSettings
 
 # Host, port, and what belongs to IPv6.
 _Address = tuple[str | int, ...]
+#: An IP address to listen on, and its family.
+Address = tuple[socket.AddressFamily, _Address]
 
 
 def open_listeners(listen: ListenSettings, workers: int) -> list[list[socket.socket]]:
@@ -36,8 +38,8 @@ def open_listeners(listen: ListenSettings, workers: int) -> list[list[socket.soc
     """
     found: list[list[socket.socket]] = [[] for _ in range(workers)]
     with _closing_on_error(found):
-        for family, address in _resolve(listen):
-            for sock, own in zip(_open_address(family, address, workers), found, strict=True):
+        for address in resolve(listen):
+            for sock, own in zip(open_address(address, workers), found, strict=True):
                 own.append(sock)
     return found
 
@@ -48,9 +50,14 @@ def address_of(sock: socket.socket) -> tuple[str, int]:
     return host, port
 
 
-def _resolve(listen: ListenSettings) -> list[tuple[socket.AddressFamily, _Address]]:
+def resolve(listen: ListenSettings) -> list[Address]:
+    """Return what a configured address is.
+
+    Raises:
+        OSError: it is nothing.
+    """
     found = socket.getaddrinfo(listen.host or None, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    addresses: list[tuple[socket.AddressFamily, _Address]] = []
+    addresses: list[Address] = []
     for family, _, _, _, address in found:
         if family in (socket.AF_INET, socket.AF_INET6) and (family, address) not in addresses:
             addresses.append((family, cast(_Address, address)))
@@ -59,15 +66,21 @@ def _resolve(listen: ListenSettings) -> list[tuple[socket.AddressFamily, _Addres
     return addresses
 
 
-def _open_address(family: socket.AddressFamily, address: _Address, workers: int) -> list[socket.socket]:
+def open_address(where: Address, workers: int, *, shared: bool = True) -> list[socket.socket]:
+    """Listen on one IP address once for each worker; one that is alone need not share it.
+
+    Raises:
+        OSError: see ``open_listeners``.
+    """
+    family, address = where
     host, port, *rest = address
-    if port != 0:
+    if shared and port != 0:
         # One that shares the port with nobody finds out whether somebody is there. (The kernel gives no port twice for 0.)
         _bind(family, address, shared=False).close()
     opened: list[socket.socket] = []
     with _closing_on_error([opened]):
         for _ in range(workers):
-            sock = _bind(family, (host, port, *rest), shared=True)
+            sock = _bind(family, (host, port, *rest), shared=shared)
             opened.append(sock)
             port = sock.getsockname()[1]
         for sock in opened:
@@ -106,4 +119,4 @@ def _closing_on_error(groups: Sequence[Sequence[socket.socket]]) -> Iterator[Non
         raise
 
 
-__all__ = ["address_of", "open_listeners"]
+__all__ = ["Address", "address_of", "open_address", "open_listeners", "resolve"]

@@ -125,8 +125,8 @@ def config_of(
         "model_list": entries,
         "router_settings": {"routing_strategy": "first", **(router or {})},
     }
-    if general:
-        config["general_settings"] = dict(general)
+    # A test that is not about draining ends its router at once.
+    config["general_settings"] = {"drain": {"grace_s": 0, "timeout_s": 0}, **(general or {})}
     if groups:
         config["groups"] = {name: dict(keys) for name, keys in groups.items()}
     return config
@@ -163,7 +163,7 @@ class RunningRouter:
         tell.add(self.metrics)
         tell.add(self._take if record else self._take_faults)
         self.engine = Engine(loaded.settings, tell=tell, environ=environ, rng=random.Random(seed))
-        self.metrics.watch(lambda: self.engine.pool.deployments)
+        self.metrics.watch(lambda: self.engine.pool.every)
         self.server = Server(self.engine, render_metrics=self.metrics.render)
 
     def _take_faults(self, event: Event) -> None:

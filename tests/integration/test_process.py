@@ -190,13 +190,13 @@ async def test_nothing_new_begins_while_it_ends(sim: Simulator, tmp_path: Path) 
         assert await router.end() == 0
 
 
-async def test_sighup_is_logged_and_never_fatal(sim: Simulator, tmp_path: Path) -> None:
-    """A terminal that closes, or an operator who expects a reload, ends no call."""
+async def test_sighup_ends_no_call(sim: Simulator, tmp_path: Path) -> None:
+    """A terminal that closes, or an operator who wants a reload."""
     async with router_process(written(tmp_path, config_of(sim))) as router, session(router) as ws:
         for count in (1, 2):
             router.signal(signal.SIGHUP)
-            line = await router.logged("SIGHUP ignored", count)
-            assert line["level"] == "warning"
+            line = await router.logged("configuration applied", count)
+            assert (line["level"], line["trigger"], line["generation"]) == ("info", "signal", count + 1)
         assert (await run_turn(ws))[-1] == "response.done"
         async with session(router):
             pass
@@ -219,8 +219,12 @@ async def test_sighup_during_the_start(sim: Simulator, tmp_path: Path) -> None:
         finally:
             os.close(writer)
         await router.started()
+        # A pipe cannot be read again.
+        router.signal(signal.SIGHUP)
+        assert "a pipe, which can be read once" in (await router.logged("configuration"))["problem"]
         async with session(router):
             pass
+        assert await router.end(signal.SIGTERM) == 0
 
 
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])

@@ -18,6 +18,7 @@ from router.accounting import (
     UPSTREAM_TYPES,
     Accounting,
 )
+from router.events import Turn
 from router.relay.frames import BINARY, TEXT
 from router.usage import Usage
 from tests.helpers.clock import ManualClock
@@ -54,8 +55,9 @@ BOOKED = Usage(
 class Books:
     """Accounting with everything that it tells."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, turns: bool = False) -> None:
         self.clock = ManualClock()
+        self.turns: list[Turn] = []
         self.bills: list[Usage] = []
         self.first_audio: list[float] = []
         self.troubles: list[tuple[str, str]] = []
@@ -68,6 +70,7 @@ class Books:
             on_trouble=lambda code, kind: self.troubles.append((code, kind)),
             on_limits=lambda spent, seconds: self.limits.append((spent, seconds)),
             on_tick=self.ticks.append,
+            on_turn=self.turns.append if turns else None,
         )
 
     def client(self, event_type: str | None, *, opcode: int = TEXT, size: int = 10) -> None:
@@ -436,3 +439,75 @@ def test_what_remains_is_kept_within_the_limit(remaining: float, spent: float) -
     books = Books()
     books.upstream(limits({"limit": 10, "remaining": remaining, "reset_seconds": 1}))
     assert books.limits == [(spent, 1)]
+
+
+# --- turns --------------------------------------------------------------------------------------
+
+
+def test_turns_are_told_with_their_times_and_bills() -> None:
+    """A turn lasts from the end of speech to the answer's end; where there was no speech, from the answer's begin."""
+    books = Books(turns=True)
+    books.upstream("input_audio_buffer.speech_stopped")
+    books.clock.advance(0.5)
+    books.upstream("response.created")
+    books.clock.advance(0.25)
+    books.upstream("response.output_audio.delta")
+    books.clock.advance(2.0)
+    books.upstream(done("a"))
+    books.upstream("response.created")
+    books.clock.advance(1.0)
+    books.upstream(done("b", usage=None, status="cancelled"))
+    assert books.turns == [
+        Turn(seconds=2.75, first_audio_s=0.75, status="completed", response="a", usage=BOOKED),
+        Turn(seconds=1.0, status="cancelled", response="b"),
+    ]
+    assert books.it.turns == 2
+
+
+def test_a_failed_turn_tells_why() -> None:
+    """The upstream's code, or else its type; a word that no status is counts as another one."""
+    books = Books(turns=True)
+    books.upstream(done("a", usage=None, status="failed", status_details={"error": {"code": "busy", "type": "server_error"}}))
+    books.upstream(done("b", usage=None, status=["odd"], status_details={"error": {"type": "server_error"}}))
+    assert [(turn.status, turn.error, turn.seconds) for turn in books.turns] == [
+        ("failed", "busy", 0.0),
+        (OTHER, "server_error", 0.0),
+    ]
+
+
+def test_a_turn_is_told_once() -> None:
+    """An answer whose end comes twice has ended once, and what was billed before is not in the turn."""
+    books = Books(turns=True)
+    books.upstream("response.created")
+    books.upstream(done("a"))
+    books.upstream(done("a"))
+    assert [turn.usage for turn in books.turns] == [BOOKED]
+
+
+def test_the_end_of_the_session_ends_its_turns() -> None:
+    """What was under way is told as unfinished, once."""
+    books = Books(turns=True)
+    books.upstream("response.created")
+    books.clock.advance(3.0)
+    books.it.end_turns()
+    books.it.end_turns()
+    assert books.turns == [Turn(seconds=3.0, status="unfinished")]
+
+
+def test_answers_that_never_end_are_not_all_kept() -> None:
+    """An upstream that begins answers and ends none costs no memory."""
+    books = Books(turns=True)
+    for _ in range(100_000):
+        books.upstream("response.created")
+    books.it.end_turns()
+    assert 1 < len(books.turns) < 100
+
+
+def test_nobody_to_tell_of_turns() -> None:
+    """Without a listener nothing is kept, and the turns are counted all the same."""
+    books = Books()
+    books.upstream("response.created")
+    books.upstream(done("a"))
+    books.upstream("response.created")
+    books.it.end_turns()
+    assert books.it.turns == 1 and not books.it._open_turns

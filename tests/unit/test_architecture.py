@@ -22,14 +22,23 @@ PACKAGES = ("router", "strategies")
 # Decides without waiting: what of these exists must be under the contract of the pure core.
 PURE_CORE = (
     "router.accounting",
+    "router.admin.bodies",
+    "router.admin.contract",
+    "router.admin.documents",
+    "router.admin.merge",
+    "router.admin.openapi",
+    "router.admin.overrides",
     "router.auth",
     "router.breaker",
     "router.config",
+    "router.decisions",
+    "router.drain",
     "router.errors",
     "router.events",
     "router.fleet.board",
     "router.fleet.exchange",
     "router.fleet.picture",
+    "router.generations",
     "router.handshake",
     "router.limits",
     "router.listener.certificate",
@@ -44,11 +53,13 @@ PURE_CORE = (
     "router.relay.frames",
     "router.relay.rewrite",
     "router.retry",
+    "router.tracecontext",
     "router.usage",
 )
 
 STRATEGIES_RULE = "the router imports strategies, never the other way round"
 STRATEGIES_IO_RULE = "strategies do no I/O"
+TRACING_RULE = "only the tracer knows OpenTelemetry"
 PURE_RULE = "the pure core knows neither the event loop nor the network"
 
 
@@ -102,6 +113,7 @@ def test_the_import_rules_hold(copy: Path) -> None:
         pytest.param("router/errors.py", "import asyncio", PURE_RULE, id="core-imports-asyncio"),
         pytest.param("router/config/settings.py", "from aiohttp import web", PURE_RULE, id="core-imports-aiohttp"),
         pytest.param("router/providers/base.py", "import redis.asyncio", PURE_RULE, id="core-imports-redis"),
+        pytest.param("router/process.py", "from opentelemetry import trace", TRACING_RULE, id="serving-imports-opentelemetry"),
         pytest.param("router/errors.py", "from router import tasks", PURE_RULE, id="core-imports-asyncio-through-another-module"),
     ],
 )

@@ -17,6 +17,7 @@ from router import events
 from router.accounting import KNOWN_TYPES
 from router.breaker import BreakerState
 from router.config.settings import BreakerSettings, DeploymentSettings, GroupSettings, StrategySettings
+from router.errors import Problem
 from router.fleet.beat import Fleet
 from router.fleet.picture import Picture
 from router.metrics import PREFIX, STATES, Metrics, end_code
@@ -106,12 +107,22 @@ EVERY_EVENT: tuple[events.Event, ...] = (
     attempt_of("timeout", seconds=2.5),
     events.SessionReady(session="s", group="voice", deployment="d1", seconds=2.75, attempts=2, fallback=True),
     events.FirstAudio(deployment="d1", group="voice", seconds=0.45),
+    events.TurnEnded(
+        session="s",
+        deployment="d1",
+        group="voice",
+        provider="openai",
+        model="m",
+        turn=events.Turn(seconds=1.5, status="completed"),
+    ),
     events.Traffic(deployment="d1", counts={("client", "session.update"): (2, 300), ("upstream", "binary"): (5, 5000)}),
     events.UsageRecorded(
         deployment="d1", group="voice", usage=Usage(total=30, input=20, output=10, cached=5, transcription_seconds=1.5)
     ),
     record_of(),
     events.Ejected(deployment="d1", group="voice", reason="timeout", seconds=30.0, in_a_row=1),
+    events.DeploymentGone(deployment="never-there", group="voice", with_group=False),
+    events.Reloaded(trigger="file", generation=2, at=1.7e9),
     events.Admitted(deployment="d1", group="voice"),
     events.CooledDown(deployment="d1", group="voice", seconds=5.0),
     events.ConfigAlarm(deployment="d1", group="voice", detail="error event before ready"),
@@ -497,16 +508,20 @@ def test_a_name_cannot_spoil_the_page(metrics: Metrics, name: str) -> None:
 
 def test_reloads(metrics: Metrics, registry: CollectorRegistry) -> None:
     """A refused configuration shows, and leaves the number and the time of the one in force."""
+    problem = Problem(file="f", line=1, path="p", found="x", expected="y")
     metrics.config_loaded(1, epoch_s=1000.0)
-    metrics.config_rejected()
+    metrics(events.Reloaded(trigger="file", generation=1, at=1500.0, errors=(problem,), restart_needed=("listen",)))
     assert value(registry, "config_last_reload_successful") == 0
     assert value(registry, "config_generation") == 1
     assert value(registry, "config_last_reload_success_timestamp_seconds") == 1000.0
-    metrics.config_loaded(2, epoch_s=2000.0)
+    assert value(registry, "config_restart_needed") == 0
+    metrics(events.Reloaded(trigger="signal", generation=2, at=2000.0, restart_needed=("listen",)))
     assert value(registry, "config_last_reload_successful") == 1
     assert value(registry, "config_generation") == 2
-    assert value(registry, "config_reloads_total", result="success") == 2
-    assert value(registry, "config_reloads_total", result="failure") == 1
+    assert value(registry, "config_restart_needed") == 1
+    assert value(registry, "config_reloads_total", result="success", trigger="start") == 1
+    assert value(registry, "config_reloads_total", result="success", trigger="signal") == 1
+    assert value(registry, "config_reloads_total", result="failure", trigger="file") == 1
 
 
 def test_build_lag_and_notices(metrics: Metrics, registry: CollectorRegistry) -> None:

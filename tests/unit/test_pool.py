@@ -31,8 +31,8 @@ class World:
         self.clock = ManualClock()
         self.events: list[Event] = []
         config = config_of(*(entries or (BASE,)), router={"cooldown_jitter": 0, **(router or {})}, **params)
-        settings = load_config(config).settings
-        self.pool = Pool(settings, clock=self.clock, rng=random.Random(5), tell=Observers([self.events.append]))
+        self.settings = load_config(config).settings
+        self.pool = Pool(self.settings, clock=self.clock, rng=random.Random(5), tell=Observers([self.events.append]))
 
     @property
     def deployment(self) -> Deployment:

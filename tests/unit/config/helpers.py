@@ -34,7 +34,7 @@ ONE = deployments("model: xai/grok-voice, api_key: os.environ/XAI_API_KEY")
 
 def loaded(text: str, **environ: str) -> Loaded:
     """Load text that must be fine; ``environ`` is added to ``ENVIRON``."""
-    return load_text(dedent(text), file="test.yaml", environ={**ENVIRON, **environ})
+    return load_text(dedent(text), path="test.yaml", environ={**ENVIRON, **environ})
 
 
 def problems(text: str, **environ: str) -> tuple[Problem, ...]:

@@ -397,6 +397,18 @@ def test_a_doubtful_setting_of_the_process_warns(settings: str, path: str) -> No
     assert warning.path == f"general_settings.{path}"
 
 
+def test_tracing_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without OpenTelemetry the key is an error that says what to install; switched off it needs nothing."""
+    assert loaded(ONE + "general_settings: {tracing: true}").settings.server.tracing
+    for module in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)  # as the import system marks what cannot be imported
+            found = problem(ONE + "general_settings: {tracing: true}")
+            assert (found.path, found.found) == ("general_settings.tracing", "true without OpenTelemetry")
+            assert "[otel]" in found.expected and found.hint == "pip install 'realtime-router[otel]'"
+            assert not loaded(ONE + "general_settings: {tracing: false}").settings.server.tracing
+
+
 # --- workers -------------------------------------------------------------------------------------
 
 

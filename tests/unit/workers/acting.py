@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from router import logs
-from router.config.settings import ListenSettings, ServerSettings, Settings
+from router.config.settings import DrainSettings, ListenSettings, ServerSettings, Settings
 from router.events import Observers
 from router.workers.channel import encode
 from router.workers.parent import Parent
@@ -110,6 +110,8 @@ def odd(settings: Settings, place: Place) -> int:
         {"k": "ask", "id": 6, "what": "acquire", "wanted": [["d", True, "x"]]},
         {"k": "ask", "id": 7, "what": "release", "places": []},
         {"k": "ask", "id": 8, "what": "metrics", "accept": 1},
+        {"k": "ask", "id": 10, "what": "sessions"},
+        {"k": "ask", "id": 11, "what": "set", "args": {"id": 1}},
         {"k": "ask", "id": 9, "what": "acquire", "wanted": [["d" * 1000, 1, f"{place.member}:1"]]},
     ):
         if place.number == 1:
@@ -143,7 +145,8 @@ SCENARIOS: dict[str, Callable[[Settings, Place], int]] = {
 
 def main(name: str) -> int:
     """Run a parent over workers of a scenario."""
-    server = ServerSettings(listen=ListenSettings(host="127.0.0.1", port=0), workers=2)
+    drain = DrainSettings(grace_s=0, timeout_s=0)
+    server = ServerSettings(listen=ListenSettings(host="127.0.0.1", port=0), workers=2, drain=drain)
     logs.configure("json", "info")
     signal.alarm(int(LIFE_S))
     tell = Observers([logs.LogObserver()])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.workers import channel
-from router.workers.channel import MAX_FRAME_BYTES, BadFrame, ChannelLost, Frames, ParentEnd, Stuck, WorkerEnd, encode
+from router.workers.channel import MAX_FRAME_BYTES, BadFrame, ChannelLost, Frames, Message, ParentEnd, Stuck, WorkerEnd, encode
 from tests.helpers.processes import PATIENCE_S
 from tests.helpers.running import until
 
@@ -117,12 +117,17 @@ class Hearing:
     """What a worker was told."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, int]] = []
+        self.told: list[tuple[str, int, Mapping[str, Any]]] = []
+        self.orders: list[Message] = []
         self.gone = asyncio.Event()
 
-    def told_to(self, what: str, number: int) -> None:
+    def told_to(self, what: str, number: int, args: Mapping[str, Any]) -> None:
         """Note it."""
-        self.told.append((what, number))
+        self.told.append((what, number, args))
+
+    def ordered(self, message: Message) -> None:
+        """Note it."""
+        self.orders.append(message)
 
     def parent_gone(self) -> None:
         """Note it."""
@@ -219,12 +224,12 @@ async def test_a_parent_that_does_not_read(linked: Linked, monkeypatch: pytest.M
 
 
 async def test_the_parent_asks(linked: Linked) -> None:
-    """A question with a number and a word reaches the worker; a senseless one does not."""
+    """A question with a number and a word reaches the worker, with what goes with it; a senseless one does not."""
     for message in ({"k": "tell", "id": 1, "what": "metrics"}, {"k": "tell", "id": 2, "what": 3}, {"k": "tell", "what": "x"}):
         linked.say(message)
-    linked.say({"k": "tell", "id": 4, "what": "deployments"})
+    linked.say({"k": "tell", "id": 4, "what": "sessions", "args": {"limit": 1}})
     await until(lambda: len(linked.hearing.told) == 2)
-    assert linked.hearing.told == [("metrics", 1), ("deployments", 4)]
+    assert linked.hearing.told == [("metrics", 1, {}), ("sessions", 4, {"limit": 1})]
 
 
 async def test_the_last_words_are_sent_before_the_end(linked: Linked) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from router.fleet.exchange import Heard, Wanted
 from router.fleet.picture import encode as encode_share
 from router.fleet.picture import vector
 from router.workers import exchange
-from router.workers.channel import ChannelLost, Frames, WorkerEnd, encode
+from router.workers.channel import ChannelLost, Frames, Message, WorkerEnd, encode
 from router.workers.exchange import ParentExchange
 
 Answer = Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -23,9 +23,13 @@ Answer = Callable[[dict[str, Any]], dict[str, Any] | None]
 class Deaf:
     """A worker that is told nothing."""
 
-    def told_to(self, what: str, number: int) -> None:
+    def told_to(self, what: str, number: int, args: Mapping[str, Any]) -> None:
         """Nobody asks."""
         raise AssertionError(what)
+
+    def ordered(self, message: Message) -> None:
+        """Nobody orders anything."""
+        raise AssertionError(message)
 
     def parent_gone(self) -> None:
         """Nothing to do."""

@@ -190,7 +190,7 @@ def test_the_dead_are_folded_into_one() -> None:
 
 def test_what_the_parent_counts_is_added() -> None:
     """Workers say 0 replacements each."""
-    own = merge.counter(f"{PREFIX}{RESTARTS}", RESTARTS_TEXT, 3)
+    own = merge.counter(f"{PREFIX}{RESTARTS}", RESTARTS_TEXT, [({}, 3)])
     assert value(merge.merge([travelled(process()), own], []), f"{PREFIX}{RESTARTS}_total") == 3
 
 
@@ -210,12 +210,12 @@ def test_nothing_that_was_shown_ever_falls(steps: list[tuple[int, str]]) -> None
         if step == "count":
             counts[number] += 1
         elif step == "say":
-            said[number] = merge.counter("c", "Text.", counts[number])
+            said[number] = merge.counter("c", "Text.", [({}, counts[number])])
         else:
             gone = merge.fold([gone, said[number]])
             said[number], counts[number] = (), 0
         # The worker of this step answers, the others hang.
-        answered = merge.counter("c", "Text.", counts[number])
+        answered = merge.counter("c", "Text.", [({}, counts[number])])
         said[number] = answered
         page = value(merge.merge([answered], [gone, *(one for other, one in enumerate(said) if other != number)]), "c_total")
         assert page is not None and page >= shown
@@ -306,111 +306,7 @@ def test_numbers_that_json_has_not() -> None:
 )
 def test_what_is_no_metric_is_left_out(odd: Any) -> None:
     """Senseless parts of what a worker says hurt neither the rest of it nor the others."""
-    good = merge.counter("c", "Text.", 2)
+    good = merge.counter("c", "Text.", [({}, 2)])
     merged = list(merge.merge([good, odd, good], []))
     assert value(merged, "c_total") == 4
     assert {key for key in values(merged) if key[0] != "c_total"} == set()
-
-
-# --- the view of operators -----------------------------------------------------------------------
-
-
-def seen(**facts: Any) -> dict[str, Any]:
-    """A deployment as a worker sees it."""
-    return {
-        "id": "d",
-        "state": "admitting",
-        "obstacle": None,
-        "reason": None,
-        "weight": 1.0,
-        "sessions": 0,
-        "max_sessions": 5,
-        "ready_s": None,
-        "first_audio_s": None,
-        "available_in_s": None,
-        "sessions_elsewhere": None,
-        "minute_starts": 0,
-        "minute_tokens": 0,
-        "headroom": None,
-        **facts,
-    }
-
-
-def document(*deployments: dict[str, Any], generation: int = 1, members: int = 2) -> dict[str, Any]:
-    """A worker's document."""
-    fleet = {"member": "m", "mode": "fresh", "members": members, "picture_age_s": 0.5}
-    groups = [{"group": "g", "strategy": "first", "deployments": list(deployments)}]
-    return {"generation": generation, "fleet": fleet, "groups": groups}
-
-
-def test_one_view_of_several() -> None:
-    """Sessions are summed, averages averaged, the state is that of most; what explains a state comes with it."""
-    ejected = {"state": "ejected", "reason": "timeout"}
-    merged = merge.merge_deployments(
-        {
-            1: (11, document(seen(**ejected, sessions=1, available_in_s=9.0, ready_s=2.0))),
-            0: (10, document(seen(sessions=2, ready_s=1.0))),
-            2: (12, document(seen(**ejected, available_in_s=7.0), generation=2)),
-        },
-        silent={3: 13},
-    )
-    assert merged["generation"] == 2
-    assert merged["workers"] == [
-        {"worker": 0, "pid": 10, "answered": True},
-        {"worker": 1, "pid": 11, "answered": True},
-        {"worker": 2, "pid": 12, "answered": True},
-        {"worker": 3, "pid": 13, "answered": False},
-    ]
-    (group,) = merged["groups"]
-    assert (group["group"], group["strategy"]) == ("g", "first")
-    (one,) = group["deployments"]
-    assert one == {
-        **seen(),
-        **ejected,
-        "sessions": 3,
-        "sessions_elsewhere": 0,
-        "ready_s": 1.5,
-        "available_in_s": 7.0,
-        "workers": [
-            {"worker": 0, "pid": 10, "state": "admitting", "sessions": 2, "reason": None},
-            {"worker": 1, "pid": 11, **ejected, "sessions": 1},
-            {"worker": 2, "pid": 12, **ejected, "sessions": 0},
-        ],
-    }
-
-
-@pytest.mark.parametrize("states", [("admitting", "ejected"), ("ejected", "admitting")])
-def test_of_two_views_the_troubled_one_is_shown(states: tuple[str, str]) -> None:
-    """Whoever looks at the view looks for trouble, and the order of the workers has no say."""
-    documents = {number: (number, document(seen(state=state))) for number, state in enumerate(states)}
-    assert merge.merge_deployments(documents, silent={})["groups"][0]["deployments"][0]["state"] == "ejected"
-
-
-def test_sessions_of_other_hosts_are_what_the_whole_has_beyond_these_workers() -> None:
-    """Each worker's "elsewhere" holds its siblings; what is shown holds none of them, and is never negative."""
-    facts = [{"sessions": 3, "sessions_elsewhere": 9}, {"sessions": 4, "sessions_elsewhere": 8}]
-    documents = {number: (number, document(seen(**each, minute_tokens=7), members=3)) for number, each in enumerate(facts)}
-    (one,) = merge.merge_deployments(documents, silent={})["groups"][0]["deployments"]
-    assert (one["sessions"], one["sessions_elsewhere"], one["minute_tokens"]) == (7, 5, 7)
-    for members, sessions in ((3, 0), (2, 0)):
-        # One that began or ended since it was told of; and workers that are all there is.
-        held = [seen(sessions=2, sessions_elsewhere=0), seen(sessions=sessions, sessions_elsewhere=2)]
-        alone = {number: (number, document(one, members=members)) for number, one in enumerate(held)}
-        (one,) = merge.merge_deployments(alone, silent={})["groups"][0]["deployments"]
-        assert one["sessions_elsewhere"] == 0
-    ended = {number: (number, document(seen(sessions=0, sessions_elsewhere=1))) for number in range(2)}
-    (one,) = merge.merge_deployments(ended, silent={})["groups"][0]["deployments"]
-    assert one["sessions_elsewhere"] == 0, "there is nobody else who could hold it"
-
-
-def test_every_state_has_its_place() -> None:
-    """A state that the order does not know would win every tie."""
-    assert set(merge._BY_TROUBLE) == set(STATES)
-
-
-def test_a_deployment_that_one_worker_alone_knows() -> None:
-    """While a new generation comes to one after the other."""
-    merged = merge.merge_deployments(
-        {0: (10, document(seen())), 1: (11, document(seen(), seen(id="new", sessions=1)))}, silent={}
-    )
-    assert [(one["id"], one["sessions"]) for one in merged["groups"][0]["deployments"]] == [("d", 0), ("new", 1)]

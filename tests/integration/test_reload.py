@@ -1,0 +1,231 @@
+"""Hot reload of a running process: by signal, by a change of the file however it is made, and what it leaves alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+
+from router.events import DeploymentGone
+from router.simulator import Simulator
+from router.simulator.pytest_plugin import SimulatorFactory
+from tests.helpers.processes import PATIENCE_S, RouterProcess, router_process, written
+from tests.helpers.running import MODEL, config_of, deployment_of, load_config, run_turn, running_router
+
+SECRET = "sk-rotated-0123456789abcdef"
+
+
+@pytest.fixture
+async def sim(simulator: SimulatorFactory) -> Simulator:
+    """A provider."""
+    return await simulator()
+
+
+@asynccontextmanager
+async def session(router: RouterProcess, model: str = MODEL, key: str | None = None) -> AsyncIterator[ClientConnection]:
+    """A session that has got its first event."""
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    opening = connect(router.url(model), proxy=None, compression=None, additional_headers=headers)
+    async with asyncio.timeout(PATIENCE_S), opening as ws:
+        assert json.loads(await ws.recv())["type"] == "session.created"
+        yield ws
+
+
+async def metric(router: RouterProcess, name: str, **labels: str) -> float:
+    """One sample of ``/metrics``."""
+    timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+    async with aiohttp.ClientSession(timeout=timeout) as client, client.get(f"{router.http}/metrics") as response:
+        page = await response.text()
+    wanted = "".join(rf'(?=[^}}]*{key}="{value}")' for key, value in labels.items())
+    found = re.search(rf"^realtime_router_{name}(?:\{{{wanted}[^}}]*\}})? (\S+)$", page, re.MULTILINE)
+    assert found is not None, f"no {name} {labels} in:\n{page}"
+    return float(found[1])
+
+
+def replace_file(path: Path, config: Mapping[str, Any] | str) -> None:
+    """Write as editors do: another file takes the name."""
+    text = config if isinstance(config, str) else yaml.safe_dump(json.loads(json.dumps(config)))
+    new = path.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
+def overwrite(path: Path, config: Mapping[str, Any]) -> None:
+    """Write into the file that is there."""
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(config))), encoding="utf-8")
+
+
+@pytest.mark.parametrize("write", [replace_file, overwrite])
+async def test_an_edited_file_is_followed(simulator: SimulatorFactory, tmp_path: Path, write: Any) -> None:
+    """New sessions go where the new file says, the running one goes on, and what happened is in the log and the metrics."""
+    first, second = await simulator(name="first"), await simulator(name="second")
+    path = written(tmp_path, config_of(first))
+    async with router_process(path) as router, session(router) as ws:
+        write(path, config_of(second))
+        line = await router.logged("configuration applied")
+        assert (line["trigger"], line["generation"], line["added"], line["removed"]) == ("file", 2, ["second"], ["first"])
+        async with session(router):
+            assert second.stats.active == 1
+        assert (await run_turn(ws))[-1] == "response.done"
+        assert first.stats.active == 1 and await metric(router, "deployment_state", deployment="first", state="draining") == 1
+        assert await metric(router, "config_generation") == 2
+        assert await metric(router, "config_reloads_total", result="success", trigger="file") == 1
+
+
+async def test_a_config_map_is_followed(simulator: SimulatorFactory, tmp_path: Path) -> None:
+    """Kubernetes swaps a link that the file's name leads through."""
+    first, second = await simulator(name="first"), await simulator(name="second")
+    for number, sim in enumerate((first, second)):
+        (tmp_path / f"..{number}").mkdir()
+        written(tmp_path / f"..{number}", config_of(sim))
+    (tmp_path / "..data").symlink_to("..0")
+    (tmp_path / "config.yaml").symlink_to("..data/config.yaml")
+    async with router_process(tmp_path / "config.yaml") as router:
+        (tmp_path / "..data_tmp").symlink_to("..1")
+        (tmp_path / "..data_tmp").replace(tmp_path / "..data")
+        assert (await router.logged("configuration applied"))["added"] == ["second"]
+        # And once more: what is watched has moved along.
+        (tmp_path / "..2").mkdir()
+        written(tmp_path / "..2", config_of(first))
+        (tmp_path / "..data_tmp").symlink_to("..2")
+        (tmp_path / "..data_tmp").replace(tmp_path / "..data")
+        assert (await router.logged("configuration applied", 2))["added"] == ["first"]
+
+
+async def test_a_broken_file_changes_nothing(sim: Simulator, tmp_path: Path) -> None:
+    """Every error is in the log with its line; sessions come and go as before; the next good file is taken."""
+    good = config_of(sim)
+    path = written(tmp_path, good)
+    async with router_process(path) as router, session(router) as ws:
+        replace_file(path, "model_list:\n  - model_name: 5\n    weight: x\ngeneral_settings: {wokers: 2}\n")
+        line = await router.logged("configuration refused")
+        assert (line["level"], line["generation"], line["trigger"]) == ("error", 1, "file")
+        await router.logged("configuration", line["problems"])
+        problems = [one["problem"] for one in router.lines("configuration")]
+        assert len(problems) == line["problems"] and any("config.yaml:4: general_settings.wokers" in one for one in problems)
+        assert await metric(router, "config_last_reload_successful") == 0
+        assert await metric(router, "config_reloads_total", result="failure", trigger="file") == 1
+        async with session(router):
+            pass
+        assert (await run_turn(ws))[-1] == "response.done"
+        replace_file(path, {**good, "general_settings": {"expose_routing": True}})
+        await router.logged("configuration applied")
+        assert await metric(router, "config_last_reload_successful") == 1
+        assert await metric(router, "config_generation") == 2
+
+
+async def test_a_file_that_is_gone_changes_nothing(sim: Simulator, tmp_path: Path) -> None:
+    """Deleted by mistake: said, and mended by putting it back."""
+    path = written(tmp_path, config_of(sim))
+    text = path.read_text(encoding="utf-8")
+    async with router_process(path) as router:
+        path.unlink()
+        await router.logged("configuration refused")
+        assert "no such file" in (await router.logged("configuration"))["problem"]
+        async with session(router):
+            pass
+        path.write_text(text, encoding="utf-8")
+        await router.logged("configuration applied")
+
+
+async def test_a_secret_is_read_again(sim: Simulator, tmp_path: Path) -> None:
+    """A rotated key of the router itself: the old one is refused, the new one admits, nobody is cut off."""
+    secret = tmp_path / "master"
+    secret.write_text("sk-before-0123456789abcdef\n", encoding="utf-8")
+    path = written(tmp_path, config_of(sim, general={"master_key": "file:master"}))
+    async with router_process(path) as router, session(router, key="sk-before-0123456789abcdef") as ws:
+        new = secret.with_suffix(".new")
+        new.write_text(SECRET, encoding="utf-8")
+        new.replace(secret)
+        # Its file is watched like the configuration itself.
+        await router.logged("configuration applied")
+        with pytest.raises(InvalidStatus, match="401"):
+            async with session(router, key="sk-before-0123456789abcdef"):
+                pass
+        async with session(router, key=SECRET):
+            pass
+        assert (await run_turn(ws))[-1] == "response.done"
+        assert SECRET.encode() not in router.err
+
+
+async def test_what_needs_a_restart_is_named(sim: Simulator, tmp_path: Path) -> None:
+    """The address stays; all else of the file is in force."""
+    config = config_of(sim)
+    path = written(tmp_path, config)
+    general = {"ops_listen": "127.0.0.1:4999", "log_format": "console", "log_level": "debug"}
+    async with router_process(path) as router:
+        replace_file(path, {**config, "general_settings": general})
+        await router.logged("configuration applied")
+        await router.logged("configuration", 2)
+        warnings = [line["warning"] for line in router.lines("configuration")]
+        assert [warning.split(":")[0] for warning in warnings] == ["general_settings.ops_listen", "general_settings.log_format"]
+        assert await metric(router, "config_restart_needed") == 1
+        # The level is in force: a session's beginning is told of from debug on.
+        async with session(router):
+            await router.logged("session started")
+        replace_file(path, config)
+        await router.logged("configuration applied", 2)
+        assert await metric(router, "config_restart_needed") == 0
+
+
+async def test_watching_can_be_switched_off(sim: Simulator, tmp_path: Path) -> None:
+    """Then a signal is what reloads."""
+    path = written(tmp_path, config_of(sim, general={"watch": False}))
+    async with router_process(path) as router:
+        replace_file(path, config_of(sim, general={"watch": False, "expose_routing": True}))
+        router.signal(signal.SIGHUP)
+        assert (await router.logged("configuration applied"))["trigger"] == "signal"
+        assert len(router.lines("configuration applied")) == 1
+
+
+async def test_a_flood_of_signals_is_worked_off(sim: Simulator, tmp_path: Path) -> None:
+    """One reload after the other, and the end is not held up."""
+    async with router_process(written(tmp_path, config_of(sim))) as router, session(router):
+        for _ in range(20):
+            os.kill(router.pid, signal.SIGHUP)
+            await asyncio.sleep(0)
+        await router.logged("configuration applied")
+        async with session(router):
+            pass
+
+
+async def test_a_search_that_was_under_way_follows_the_new_file(simulator: SimulatorFactory) -> None:
+    """The old file's only deployment hangs; the one that came meanwhile serves the session that waits."""
+    silent, good = await simulator(name="silent", faults=["hang_after_101"]), await simulator(name="good")
+    before = config_of(silent, router={"stagger_s": 0.5})
+    async with running_router(before) as router:
+        session = asyncio.ensure_future(router.session(turn=True))
+        await router.until_true(lambda: router.leases == 1)
+        change = router.engine.apply(load_config(config_of(good, router={"stagger_s": 0.5})).settings, generation=2)
+        assert (change.added, change.removed) == (("good",), ("silent",))
+        record = await session
+        assert record.deployment == "good" and record.generation == 2
+
+
+async def test_removed_deployments_are_forgotten_after_their_last_session(
+    simulator: SimulatorFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics keep no series of what is gone, and lose none while a session runs."""
+    monkeypatch.setattr("router.engine.TRAFFIC_INTERVAL_S", 0.05)
+    first, second = await simulator(name="first"), await simulator(name="second")
+    async with running_router(config_of(first)) as router:
+        async with router.connect(MODEL) as ws:
+            await run_turn(ws)
+            router.engine.apply(load_config(config_of(deployment_of(second, id="second", model="new"))).settings, generation=2)
+            assert not router.of(DeploymentGone)
+        gone = await router.until(DeploymentGone)
+        assert (gone.deployment, gone.group, gone.with_group) == ("first", MODEL, True)
+        page = router.metrics.render("")[0].decode()
+        assert 'deployment="first"' not in page and f'group="{MODEL}"' not in page

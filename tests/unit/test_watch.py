@@ -1,0 +1,98 @@
+"""Which folders tell of a change, what a file holds, and when it is complete."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+
+from router.watch import changes, folders, marks_of, settled
+
+
+def test_the_folder_of_a_plain_file(tmp_path: Path) -> None:
+    """Editors replace the file: its folder tells."""
+    assert folders(str(tmp_path / "config.yaml")) == {str(tmp_path)}
+
+
+def test_every_link_of_a_config_map(tmp_path: Path) -> None:
+    """Kubernetes swaps a link in the middle of the name."""
+    (tmp_path / "..2026").mkdir()
+    (tmp_path / "..2026" / "config.yaml").touch()
+    (tmp_path / "..data").symlink_to("..2026")
+    (tmp_path / "config.yaml").symlink_to("..data/config.yaml")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "router.yaml").symlink_to(tmp_path / "config.yaml")
+    found = folders(str(tmp_path / "elsewhere" / "router.yaml"))
+    assert found == {str(tmp_path / "elsewhere"), str(tmp_path), str(tmp_path / "..2026")}
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    """A name that leads nowhere is no reason to hang."""
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    assert folders(str(tmp_path / "a")) == {str(tmp_path)}
+
+
+def test_marks_tell_contents_apart(tmp_path: Path) -> None:
+    """Another content is another mark; no file is none; a folder and a pipe have no content."""
+    file = tmp_path / "file"
+    os.mkfifo(tmp_path / "pipe")
+    names = [str(file), str(tmp_path), str(tmp_path / "pipe")]
+    assert marks_of(names[:2]) == {names[0]: b"", names[1]: b""}
+    file.write_text("one", encoding="utf-8")
+    one = marks_of(names)
+    file.write_text("two", encoding="utf-8")
+    assert one[names[0]] != marks_of(names)[names[0]] != b""
+
+
+async def test_a_file_that_grows_is_waited_for(tmp_path: Path) -> None:
+    """What is half written may be a legal file."""
+    file = tmp_path / "file"
+    file.write_text("a", encoding="utf-8")
+    waiting = asyncio.ensure_future(settled([str(file)]))
+    for number in range(10):
+        with file.open("a", encoding="utf-8") as opened:
+            opened.write("b" * number)
+        # Less than the time after which it counts as complete: the pace of a slow writer.
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+    await waiting
+    assert file.read_text(encoding="utf-8").startswith("ab")
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_change_is_told(tmp_path: Path, replaced: bool) -> None:
+    """In place, or by another file that takes the name."""
+    file = tmp_path / "file"
+    file.write_text("one", encoding="utf-8")
+    before = marks_of([str(file)])
+    blind: list[OSError] = []
+    async with asyncio.timeout(15), contextlib.aclosing(changes(lambda: [str(file)], on_blind=blind.append)) as told:
+        # The first look comes at the latest after the time between two looks; by then it is watched.
+        looking = asyncio.ensure_future(anext(told))
+        while not looking.done():
+            if replaced:
+                (tmp_path / "new").write_text("two", encoding="utf-8")
+                (tmp_path / "new").replace(file)
+            else:
+                file.write_text("two", encoding="utf-8")
+            await asyncio.wait([looking], timeout=0.2)
+        await looking
+    assert marks_of([str(file)]) != before and blind == []
+
+
+async def test_without_the_systems_help_files_are_looked_at(tmp_path: Path) -> None:
+    """A folder that is not there cannot be watched, and may come; that is said once."""
+    said: list[OSError] = []
+    file = tmp_path / "later" / "file"
+    async with asyncio.timeout(15), contextlib.aclosing(changes(lambda: [str(file)], on_blind=said.append)) as told:
+        await anext(told)
+        await anext(told)
+        assert len(said) == 1
+        file.parent.mkdir()
+        await anext(told)
+        await anext(told)
+    assert len(said) == 1
