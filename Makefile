@@ -5,10 +5,11 @@
 #                         (ARGS="tests/unit -k name": only those)
 #   make test-accel       with the fast path in C: the relay's tests (ARGS="tests/unit -k name": those)
 #   make test-conformance the Autobahn suite, random sequences      (SEQUENCES=10000 SEED=0, ARGS="-k name" goes to pytest)
-#   make test-system      install what tests need: Node.js, Chromium, Redis, a C compiler
+#   make test-system      install what tests need: Node.js, Chromium, Redis, Prometheus, a C compiler
 #   make lint             ruff, mypy, import-linter
 #   make format           let ruff sort imports and apply its safe fixes
 #   make bench            measure                                   (ARGS="..." goes to the benchmarks)
+#   make dashboards       write grafana/dashboards anew from grafana/source
 #   make lock             write the lock files anew                 (UPGRADE=1 takes newer versions)
 #   make build            wheel and source distribution in dist/
 #   make check-wheel      build, install the wheel in an empty environment, use it
@@ -17,7 +18,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run accel test test-accel test-conformance test-system lint format bench lock build check-wheel clean \
+.PHONY: help run accel test test-accel test-conformance test-system lint format bench dashboards lock build check-wheel clean \
 	venv-run venv-test node-modules accel-folder
 
 ARGS ?=
@@ -100,6 +101,9 @@ test-system:
 bench: venv-test accel-folder
 	$(TEST_BIN)/python -m benchmarks $(ARGS)
 
+dashboards: venv-test
+	$(TEST_BIN)/python -m grafana.build
+
 lock:
 	@[ -x .venv-lock/bin/uv ] && .venv-lock/bin/uv --version | grep -qF "uv $(UV_VERSION) " || { \
 	    rm -rf .venv-lock && "$$(.ci/venv --python)" -m venv .venv-lock && \
@@ -118,4 +122,4 @@ check-wheel: build
 clean:
 	rm -rf .venv-run .venv-test .venv-lock dist build .accel accel/build accel/dist accel/*.egg-info \
 	    .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov tests/node/node_modules
-	find router strategies tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find router strategies tests benchmarks grafana -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,7 +25,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from router import events
 from router._version import __version__
-from router.errors import RouterError
+from router.errors import Overloaded, RouterError
 from router.fleet.beat import Fleet
 from router.pool import Deployment
 from router.retry import Outcome
@@ -45,6 +45,9 @@ RELOADS_TEXT: Final = "Configurations that were read."
 STATES: Final = ("admitting", "ejected", "probing", "cooling_down", "draining", "maint", "misconfigured")
 
 _OUTCOMES: Final = frozenset(outcome.value for outcome in Outcome)
+# For these nothing is blamed, so they never eject.
+_BLAMELESS: Final = frozenset({Outcome.READY, Outcome.RATE_LIMITED, Outcome.CLIENT_REQUEST, Outcome.CLIENT_GONE})
+_REASONS: Final = tuple(outcome.value for outcome in Outcome if outcome not in _BLAMELESS)
 _SIDES: Final = frozenset({"client", "upstream"})
 _WHO: Final = _SIDES | {"router"}
 _PHASES: Final = frozenset({"waiting", "idle", "turn"})
@@ -139,6 +142,10 @@ class Metrics:
     def watch_fleet(self, fleet: Fleet | None) -> None:
         """Show from now on how this process is joined to others; ``None``: it is not."""
         self._fleet = fleet
+        if fleet is not None:
+            # As with deployments: the first failure must not be missed.
+            for outcome in sorted(_BEAT_OUTCOMES):
+                self._beats.labels(outcome)
 
     def forget(self, deployment: str) -> None:
         """Drop what was counted for a deployment that a later generation removed, once its last session has ended.
@@ -281,6 +288,10 @@ class Metrics:
         self._config_restart = self._make(
             Gauge, "config_restart_needed", "1: a part of the configuration in the file waits for a restart."
         )
+        # ``increase()`` misses a series' first value, and of these the first is one too many.
+        for level in sorted(_LEVELS):
+            self._notices.labels(level)
+        self._refused.labels(str(Overloaded.http_status), Overloaded.code)
 
     def _make(self, cls: type[F], name: str, text: str, labels: tuple[str, ...] = (), **more: Any) -> F:
         family = cls(f"{PREFIX}{name}", text, labels, registry=self._registry, **more)
@@ -411,6 +422,8 @@ class Metrics:
                 family.labels(*key)
             for outcome in Outcome:
                 self._attempts.labels(*key, outcome.value)
+            for reason in _REASONS:
+                self._ejections.labels(*key, reason)
 
     def _drop(self, families: Iterable[tuple[MetricWrapperBase, tuple[str, ...]]], label: str, value: str) -> None:
         self._children.clear()

@@ -100,6 +100,8 @@ class Generations:
             return
         prepared, self._prepared = self._prepared[1], None
         self._put(prepared, generation=args["generation"])
+        with contextlib.suppress(ChannelLost, BadFrame):
+            self._send({"k": "prepared", "id": args["number"], "data": {}})
 
     async def _load(self, text: str, generation: int) -> None:
         async with self._working:

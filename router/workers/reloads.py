@@ -26,6 +26,8 @@ from router.workers.channel import Message
 LOOK_S: Final = 0.2
 #: Longest wait for workers to check a configuration.
 PREPARE_S: Final = 15.0
+#: Longest wait for workers to say that they have put it in force, so that whoever is told so can rely on it.
+COMMIT_S: Final = 2.0
 
 W = TypeVar("W")
 
@@ -54,6 +56,7 @@ class _Reading(Generic[W]):
     waiting: set[W]
     prepared: dict[W, Mapping[str, Any]] = field(default_factory=dict)
     refused: Mapping[str, Any] | None = None
+    event: Reloaded | None = None  # only set once it is in force, and workers are about to say so
 
 
 class Reloads(Generic[W]):
@@ -163,6 +166,8 @@ class Reloads(Generic[W]):
         if reading is None or reading.number != number or worker not in reading.waiting:
             return  # too late
         reading.waiting.discard(worker)
+        if reading.event is not None:
+            return
         if data.get("errors"):
             reading.refused = data
             # The others' answers would change nothing.
@@ -214,7 +219,10 @@ class Reloads(Generic[W]):
             self._send(worker, {"k": "tell", "id": reading.number, "what": "prepare", "args": {"text": text}})
 
     def _decide(self, reading: _Reading[W]) -> None:
-        self._reading = None
+        if reading.event is not None:
+            self._reading = None
+            self._end(reading.event)
+            return
         if reading.refused is not None:
             problems = tuple(problem_of(document) for document in reading.refused["errors"])
             warnings = tuple(problem_of(document) for document in reading.refused["warnings"])
@@ -251,18 +259,18 @@ class Reloads(Generic[W]):
         if files != self._files:
             self._files, self._looks = files, watch.looks(files)
             self._seen = {**watch.marks_of(files), files[0]: self._seen[files[0]]}
-        self._end(
-            Reloaded(
-                trigger=reading.trigger,
-                generation=history.generation,
-                at=now,
-                warnings=tuple(history.warnings),
-                restart_needed=tuple(history.restart_needed),
-                added=tuple(facts["added"]),
-                changed=tuple(facts["changed"]),
-                removed=tuple(facts["removed"]),
-            )
+        reading.event = Reloaded(
+            trigger=reading.trigger,
+            generation=history.generation,
+            at=now,
+            warnings=tuple(history.warnings),
+            restart_needed=tuple(history.restart_needed),
+            added=tuple(facts["added"]),
+            changed=tuple(facts["changed"]),
+            removed=tuple(facts["removed"]),
         )
+        reading.waiting = set(reading.prepared)
+        reading.deadline = self._clock() + COMMIT_S
 
     def _refused(
         self,
@@ -272,6 +280,7 @@ class Reloads(Generic[W]):
         *,
         told: _Reading[W] | None = None,
     ) -> None:
+        self._reading = None
         at = time.time()
         self._history.refused(trigger=trigger, at=at, errors=tuple(errors), warnings=tuple(warnings))
         number = 0 if told is None else told.number

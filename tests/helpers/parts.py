@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,14 @@ def _node() -> str:
 
 def _chromium() -> str:
     return _program("chromium", "chromium-browser", "google-chrome", package="chromium")
+
+
+def _grafana_schema() -> str:
+    _node()
+    for name in ("@grafana/schema", "grafana-schema-10", "typescript"):
+        if not (NODE_DIR / "node_modules" / name / "package.json").is_file():
+            raise MissingPart(f"found no {name} under tests/node/node_modules, expected it (make node-modules installs it)")
+    return str(NODE_DIR / "node_modules" / "typescript" / "bin" / "tsc")
 
 
 def _accelerator() -> str:
@@ -119,9 +128,13 @@ def _valkey() -> str:
 PARTS: Mapping[str, Callable[[], str]] = {
     "accelerator": _accelerator,
     "chromium": _chromium,
+    "grafana-schema": _grafana_schema,
     "node": _node,
     "openssl": _openssl,
     "procfs": _procfs,
+    # Both programs are in one package; .ci/system takes them out of it, so that no service comes along.
+    "prometheus": partial(_program, "prometheus", package="prometheus"),
+    "promtool": partial(_program, "promtool", package="prometheus"),
     "redis-6.2": _redis_6_2,
     "redis-7.0": _redis_7_0,
     "uvloop": _uvloop,

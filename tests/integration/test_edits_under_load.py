@@ -5,19 +5,22 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.edits import edit
 
 # Machines are noisy: what a reload does to calls, it does each time; what other programs do, not.
 _ROUNDS = 3
 
 
-async def test_fifty_edits_under_fifty_calls(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_fifty_edits_under_fifty_calls(tmp_path: Path, workers: int) -> None:
     """No call ends or has a gap beyond that of calls without the router; new sessions follow; the metrics tell."""
     outcomes = []
     for number in range(_ROUNDS):
         folder = tmp_path / str(number)
         folder.mkdir()
-        outcome = await edit(folder, sessions=50, edits=50, seed=number)
+        outcome = await edit(folder, sessions=50, edits=50, seed=number, general={"workers": workers})
         outcomes.append(outcome)
         print(outcome.summary)
         assert outcome.harmed == []

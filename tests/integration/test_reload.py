@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -229,3 +230,83 @@ async def test_removed_deployments_are_forgotten_after_their_last_session(
         assert (gone.deployment, gone.group, gone.with_group) == ("first", MODEL, True)
         page = router.metrics.render("")[0].decode()
         assert 'deployment="first"' not in page and f'group="{MODEL}"' not in page
+
+
+# --- several workers -----------------------------------------------------------------------------
+
+
+async def sessions_in_all(router: RouterProcess, model: str, count: int = 12) -> None:
+    """Hold so many sessions at once that every worker has some."""
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(count):
+            await stack.enter_async_context(session(router, model))
+
+
+async def test_all_workers_follow_or_none(simulator: SimulatorFactory, tmp_path: Path) -> None:
+    """One line in the log for all of them, one count in the metrics; what one refuses is in force nowhere."""
+    first, second = await simulator(name="first"), await simulator(name="second")
+    path = written(tmp_path, config_of(first, general={"workers": 2}))
+    async with router_process(path) as router, session(router) as ws:
+        replace_file(path, config_of(deployment_of(second, id="second", model="new"), general={"workers": 2}))
+        line = await router.logged("configuration applied")
+        assert (line["trigger"], line["generation"], line["added"], line["removed"]) == ("file", 2, ["second"], ["first"])
+        await sessions_in_all(router, "new")
+        with pytest.raises(InvalidStatus, match="404"):
+            async with session(router):
+                pass
+        assert (await run_turn(ws))[-1] == "response.done"
+        assert await metric(router, "config_generation") == 2
+        assert await metric(router, "config_reloads_total", result="success", trigger="file") == 1
+        replace_file(path, "model_list: [\n")
+        line = await router.logged("configuration refused")
+        assert line["generation"] == 2
+        assert await metric(router, "config_last_reload_successful") == 0
+        await sessions_in_all(router, "new", 4)
+        assert len(router.lines("configuration applied")) == 1
+
+
+async def test_a_replaced_worker_begins_with_the_newest(simulator: SimulatorFactory, tmp_path: Path) -> None:
+    """And with what operators have said; not with what the parent loaded when it started."""
+    first, second = await simulator(name="first"), await simulator(name="second")
+    path = written(tmp_path, config_of(first, general={"workers": 2}))
+    async with router_process(path) as router:
+        general = {"workers": 2, "log_level": "debug"}
+        replace_file(path, config_of(deployment_of(second, id="second", model="new"), general=general))
+        await router.logged("configuration applied")
+        (pids,) = (line["workers"] for line in router.lines("listening"))
+        for count, pid in enumerate(pids, 1):
+            os.kill(pid, signal.SIGKILL)
+            await router.logged("worker replaced", count)
+        await sessions_in_all(router, "new")
+        assert await metric(router, "config_generation") == 2
+        router.signal(signal.SIGHUP)
+        assert (await router.logged("configuration applied", 2))["generation"] == 3
+        assert await metric(router, "config_generation") == 3
+        assert await metric(router, "config_reloads_total", result="success", trigger="start") == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_reload_by_the_admin_api(simulator: SimulatorFactory, tmp_path: Path, workers: int) -> None:
+    """The answer comes when it is in force, or says why it is not."""
+    first, second = await simulator(name="first"), await simulator(name="second")
+    general = {"workers": workers, "watch": False}
+    path = written(tmp_path, config_of(first, general=general))
+    timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+    async with router_process(path) as router, aiohttp.ClientSession(timeout=timeout) as http:
+        async with http.get(f"{router.http}/admin/config") as response:
+            before = await response.json()
+        assert (before["generation"], before["file"], before["watching"]) == (1, str(path), False)
+        replace_file(path, config_of(deployment_of(second, id="second", model="new"), general=general))
+        async with http.post(f"{router.http}/admin/reload") as response:
+            document = await response.json()
+            assert response.status == 200 and document["generation"] == 2
+        assert document["last_reload"]["trigger"] == "api" and document["last_reload"]["successful"]
+        await sessions_in_all(router, "new", 6)
+        replace_file(path, "model_list: 5\n")
+        async with http.post(f"{router.http}/admin/reload") as response:
+            refused = await response.json()
+            assert response.status == 422 and refused["config"]["generation"] == 2
+        (error,) = refused["config"]["last_reload"]["errors"]
+        assert (error["line"], error["path"], error["expected"]) == (1, "model_list", "a list of deployments")
+        async with http.get(f"{router.http}/admin/config") as response:
+            assert await response.json() == refused["config"]

@@ -452,6 +452,18 @@ def test_counters_of_a_deployment_begin_at_zero(metrics: Metrics, registry: Coll
         assert value(registry, "attempts_total", **labels, outcome=outcome) == 0
     assert value(registry, "deployment_config_alarms_total", **labels) == 0
     assert value(registry, "sessions_active", group="voice") == 0
+    assert value(registry, "deployment_ejections_total", **labels, reason="timeout") == 0
+    # What never ejects has no series of it.
+    assert value(registry, "deployment_ejections_total", **labels, reason="rate_limited") is None
+
+
+def test_what_alerts_on_its_first_event_begins_at_zero(metrics: Metrics, registry: CollectorRegistry) -> None:
+    """A fault of the program, a router that is full, a beat that fails: the first one counts, so its series is there before."""
+    assert value(registry, "notices_total", level="error") == 0
+    assert value(registry, "requests_refused_total", status="503", code="router_overloaded") == 0
+    assert value(registry, "fleet_beats_total", outcome="failed") is None
+    metrics.watch_fleet(fleet_of())
+    assert value(registry, "fleet_beats_total", outcome="failed") == 0
 
 
 def lines_with(metrics: Metrics, text: str) -> list[str]:

@@ -14,7 +14,7 @@ from router.events import Event, Observers, Reloaded
 from router.reload import Origin, Source
 from router.watch import MOST_UNSETTLED_S
 from router.workers.channel import Message
-from router.workers.reloads import LOOK_S, PREPARE_S, Newest, Reloads
+from router.workers.reloads import COMMIT_S, LOOK_S, PREPARE_S, Newest, Reloads
 from tests.helpers.clock import ManualClock
 from tests.helpers.running import config_of
 
@@ -109,7 +109,8 @@ def test_all_prepare_and_then_all_put_it_in_force(tmp_path: Path) -> None:
     parent.answer(GOOD, "w0")
     assert parent.sent == [] and answers == []
     parent.answer(GOOD, "w1")
-    assert parent.told("commit") == ["w0", "w1"]
+    assert parent.told("commit") == ["w0", "w1"] and answers == []
+    parent.answer({}, "w0", "w1")
     assert parent.reloads.newest == Newest(text=text, generation=2) and parent.accepted == [GOOD]
     assert (answers[0]["generation"], answers[0]["restart_needed"]) == (2, ["general_settings.listen"])
     event = parent.reloaded
@@ -142,6 +143,11 @@ def test_a_silent_worker_is_not_waited_for_for_ever(tmp_path: Path) -> None:
     assert parent.reloads.due_at() <= parent.clock()
     parent.reloads.step()
     assert (parent.told("commit"), parent.told("load")) == (["w0"], ["w1"])
+    assert parent.events == []
+    # Nor is one that falls silent between the two steps.
+    parent.clock.advance(COMMIT_S)
+    parent.reloads.step()
+    assert parent.reloaded.generation == 2
 
 
 def test_without_any_answer_nothing_changes(tmp_path: Path) -> None:
@@ -179,8 +185,10 @@ def test_requests_that_come_meanwhile_are_one_reload_more(tmp_path: Path) -> Non
     for trigger in ("signal", "api", "api"):
         parent.request(trigger, lambda document: answers.append(document["generation"]))
     parent.answer(GOOD, "w0")
+    parent.answer({}, "w0")
     assert parent.told("prepare") == ["w0", "w0"] and answers == [2]
     parent.answer(GOOD, "w0", number=2)
+    parent.answer({}, "w0", number=2)
     assert parent.told("prepare") == [] and answers == [2, 3, 3]
 
 
@@ -205,6 +213,7 @@ def test_a_change_of_the_file_is_a_reload(tmp_path: Path) -> None:
     parent.pass_time(3 * LOOK_S)
     assert parent.told("prepare") == ["w0"]
     parent.answer(GOOD, "w0")
+    parent.answer({}, "w0")
     assert parent.reloaded.trigger == "file"
     parent.path.write_text(text, encoding="utf-8")
     parent.pass_time(5)
@@ -222,6 +231,7 @@ def test_a_file_that_is_being_replaced_is_waited_for(tmp_path: Path) -> None:
     parent.pass_time(3 * LOOK_S)
     assert parent.told("prepare") == ["w0"]
     parent.answer(GOOD, "w0")
+    parent.answer({}, "w0")
     parent.path.unlink()
     parent.pass_time(MOST_UNSETTLED_S + 3 * LOOK_S)
     assert "no such file" in str(parent.reloaded.errors[0])
