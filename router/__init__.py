@@ -14,6 +14,7 @@ Where to find what:
                     breaker.py, limits.py, load.py
     upstream.py     the dial, until the first good event; providers/ who is dialled and how
                     eventloop.py, tls.py, tlstransport.py: the loop under it, certificates and resumption, TLS
+    listener/       before the first request: PROXY headers, TLS for clients, the path's prefix
     fleet/          what replicas and workers tell each other, and limits that hold for all of them
     workers/        several processes behind one address; process.py one that serves; serve.py the one or the other
     relay/          two transports joined: bytes verbatim, a scanner that follows the frames; accel/ beside router/: its fast

@@ -41,6 +41,9 @@ from router.errors import (
     UpgradeRequired,
 )
 from router.events import Notice, Observers, SessionRefused
+from router.listener.certificate import Certificate
+from router.listener.door import Doors
+from router.listener.paths import under
 from router.pool import Group
 from router.providers.base import Forward
 from router.relay.contract import error_event
@@ -142,7 +145,7 @@ class Surface:
         self._render_metrics = render_metrics
         self._tell: Observers = engine.tell
         self._spend = spend
-        self.desk = Desk(engine, draining=lambda: engine.stopping or self.retired, wall_clock=wall_clock)
+        self.desk = Desk(engine, draining=lambda: engine.draining or engine.stopping or self.retired, wall_clock=wall_clock)
         if configuration is None:
             configuration = FixedConfiguration(generation=engine.generation, loaded_at=wall_clock())
         self._admin = AdminRoutes(
@@ -209,15 +212,13 @@ class Surface:
             identify: tells whose session it is.
         """
         session = new_session_id()
-        peer = peer_address(request)
         began = _Began()
         facts = {"principal": "", "model": ""}  # for the log of a refusal
         trace = trace_context(head) if self._engine.traced else None
         try:
             if self.retired:
                 raise ShuttingDown(retry_after_s=self._engine.retry_after_s)
-            upgrade = handshake.parse(head, server, peer=peer)
-            peer = upgrade.client
+            upgrade = handshake.parse(head, server, peer=peer_address(request))
             facts["model"] = upgrade.model[:128]
             principal = await identify(upgrade)
             facts["principal"] = principal.name
@@ -249,7 +250,7 @@ class Surface:
             if began.response is not None:
                 return began.response
             how = handshake.refusal(head, server)
-            return await self._refuse(request, how, session, error, peer, facts, trace)
+            return await self._refuse(request, how, session, error, client_of(request, self._server), facts, trace)
         except ConnectionResetError:
             # The client left while its 101 was on the way; the record says so.
             return began.response if began.response is not None else web.Response(status=499)
@@ -390,7 +391,7 @@ class Surface:
         # Any page can make a browser on this host send a request; one with a key cannot be made by a page that does not know it.
         if acts and self._server.keyless and not handshake.origin_allowed(head.value("origin"), head.value("host"), ()):
             raise PermissionDenied("A router without keys takes such requests from no other page than its own.")
-        address = handshake.client_address(peer_address(request), head.headers, self._server.trusted_proxies)
+        address = client_of(request, self._server)
         return Operator(name=principal.name, client=address)
 
     def _unanswered(self, what: str, error: OSError) -> web.Response:
@@ -429,29 +430,58 @@ def request_head(request: web.Request) -> handshake.RequestHead:
         method=request.method,
         path=request.rel_url.raw_path,
         query=request.rel_url.raw_query_string,
-        headers=[(name, value) for name, value in request.headers.items()],
+        headers=headers_of(request),
         version=(request.version.major, request.version.minor),
     )
 
 
+def headers_of(request: web.Request) -> list[tuple[str, str]]:
+    """The headers; of one that came by a proxy that could not tell for whom it speaks, without what is its client's invention."""
+    headers = list(request.headers.items())
+    if isinstance(request.protocol, _Http) and not request.protocol.named:
+        headers = [pair for pair in headers if not pair[0].lower().startswith("x-forwarded-")]
+    return headers
+
+
+def client_of(request: web.Request, server: ServerSettings) -> str:
+    """Address of the client, behind trusted proxies the one they report."""
+    return handshake.client_address(peer_address(request), headers_of(request), server.trusted_proxies)
+
+
+def scheme_of(request: web.Request, server: ServerSettings) -> str:
+    """``http`` or ``https``: by what the client came, as far as trusted proxies tell."""
+    return handshake.client_scheme(
+        peer_address(request), headers_of(request), server.trusted_proxies, tls=request.scheme == "https"
+    )
+
+
 def peer_address(request: web.Request) -> str:
-    """Address at the other end of the TCP connection, or of a Unix socket nothing."""
+    """Address at the other end of the TCP connection, or of whom its PROXY header speaks; of a Unix socket nothing."""
+    if isinstance(request.protocol, _Http) and request.protocol.peer:
+        return request.protocol.peer
     transport = request.transport
     name = transport.get_extra_info("peername") if transport is not None else None
     return str(name[0]) if isinstance(name, tuple) else ""
 
 
-def in_json(tell: Observers) -> Middleware:
-    """Return the middleware by which every error leaves as JSON in OpenAI's form, and none with anything of the inside."""
+def in_json(tell: Observers, client: Callable[[web.Request], str] | None = None) -> Middleware:
+    """Return the middleware by which every error leaves as JSON in OpenAI's form, and none with anything of the inside.
+
+    Args:
+        tell: of upgrades at a path where nothing is.
+        client: who makes a request; ``None``: the other end of the connection.
+    """
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        return await _in_json(request, handler, tell)
+        return await _in_json(request, handler, tell, peer_address if client is None else client)
 
     return middleware
 
 
-async def _in_json(request: web.Request, handler: Handler, tell: Observers) -> web.StreamResponse:
+async def _in_json(
+    request: web.Request, handler: Handler, tell: Observers, client: Callable[[web.Request], str]
+) -> web.StreamResponse:
     try:
         return await handler(request)
     except RouterError as error:
@@ -467,7 +497,7 @@ async def _in_json(request: web.Request, handler: Handler, tell: Observers) -> w
         }.get(error.status, "The request could not be served.")
         if "Upgrade" in request.headers:
             # A client with a wrong address: whoever set it up looks for it in the log. Not its path, for some put keys there.
-            tell(SessionRefused(session="", status=error.status, code=code, detail=message, client=peer_address(request)))
+            tell(SessionRefused(session="", status=error.status, code=code, detail=message, client=client(request)))
         body = {"error": {"type": "invalid_request_error", "code": code, "message": message, "param": None}}
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         return json_response(body, status=error.status, headers=headers)
@@ -500,16 +530,27 @@ class _Http(web.RequestHandler):
     quote may be a key, which then stood in the log as well.
     """
 
-    __slots__ = ("_limits", "_stall")
+    __slots__ = ("_counted", "_limits", "_stall", "named", "peer")
 
     def __init__(self, manager: web.Server, *, limits: _Limits, **options: Any) -> None:
         super().__init__(manager, **options)
         self._limits = limits
+        self._counted = False  # by a door already
+        self.peer = ""  # whom a door has let in; empty: nobody came through one
+        self.named = True  # see ``Guest.admitted``
         self._stall: asyncio.TimerHandle | None = None  # only set while the client takes nothing of an answer
+
+    def admitted(self, peer: str, *, named: bool) -> None:
+        """See ``router.listener.door.Guest``."""
+        self._counted = True
+        self.peer = peer
+        self.named = named
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client, unless descriptors would run out: sessions that run need theirs."""
         super().connection_made(transport)
+        if self._counted:
+            return
         self._limits.open += 1
         if self._limits.full():
             cast(asyncio.Transport, transport).abort()
@@ -571,6 +612,7 @@ class Server:
         render_metrics: for ``/metrics``.
         ask, configuration, spend: see ``Surface``.
         sockets: to listen on, those of clients and those of operators; ``None``: it opens its own. Closed with the server.
+        certificate: of ``listen``, where it has been read already.
     """
 
     def __init__(
@@ -582,8 +624,11 @@ class Server:
         configuration: Configuration | None = None,
         spend: Spend | None = None,
         sockets: tuple[Sequence[socket.socket], Sequence[socket.socket]] | None = None,
+        certificate: Certificate | None = None,
     ) -> None:
         self._engine = engine
+        self._certificate = Certificate(engine.tell, known=certificate)
+        self._doors: Doors | None = None  # set by ``start``
         self._surface = Surface(engine, render_metrics=render_metrics, ask=ask, configuration=configuration, spend=spend)
         self._sockets = sockets
         self._limits: _Limits  # set by ``start``
@@ -594,7 +639,7 @@ class Server:
     async def start(self) -> None:
         """Listen.
 
-        Raises: OSError: an address cannot be had.
+        Raises: OSError: an address cannot be had, or the certificate cannot be read.
         """
         self._engine.start()
         await self._engine.join()
@@ -604,8 +649,12 @@ class Server:
         # A session has two sockets.
         self._engine.room = room // 2
         self._limits = _Limits(most=room, engine=self._engine, answer_timeout_s=server.handshake_timeout_s)
+        if server.tls is not None:
+            self._certificate.context(server.tls)
+        self._doors = doors = Doors(self._limits, self._certificate, self._engine.tell)
         clients, operators = (None, None) if self._sockets is None else self._sockets
-        await self._listen(server.listen, self._surface.routes(sessions=True, operations=server.ops_listen is None), clients)
+        routes = self._surface.routes(sessions=True, operations=server.ops_listen is None)
+        await self._listen(server.listen, routes, clients, doors)
         if server.ops_listen is not None:
             await self._listen(server.ops_listen, self._surface.routes(sessions=False, operations=True), operators)
 
@@ -644,10 +693,17 @@ class Server:
         response.headers["Connection"] = "Upgrade, close" if upgrade else "close"
 
     async def _listen(
-        self, listen: ListenSettings, routes: list[web.RouteDef], sockets: Sequence[socket.socket] | None
+        self,
+        listen: ListenSettings,
+        routes: list[web.RouteDef],
+        sockets: Sequence[socket.socket] | None,
+        doors: Doors | None = None,
     ) -> None:
-        app = web.Application(middlewares=[in_json(self._engine.tell)], client_max_size=64 * 1024)
-        app.add_routes(routes)
+        def client(request: web.Request) -> str:
+            return client_of(request, self._engine.settings.server)
+
+        app = web.Application(middlewares=[in_json(self._engine.tell, client)], client_max_size=64 * 1024)
+        app.add_routes(under(self._engine.settings.server.root_path, routes))
         app.on_response_prepare.append(_name_server)
         app.on_response_prepare.append(self._part)
         runner = web.AppRunner(
@@ -676,10 +732,16 @@ class Server:
                 limits=self._limits,
             )
 
+        def entrance() -> asyncio.BaseProtocol:
+            server = self._engine.settings.server
+            if doors is None or (server.tls is None and not server.proxy_protocol):
+                return protocol()
+            return doors.door(server, protocol)
+
         if sockets is None:
-            opened = [await loop.create_server(protocol, listen.host, listen.port, backlog=BACKLOG, reuse_address=True)]
+            opened = [await loop.create_server(entrance, listen.host, listen.port, backlog=BACKLOG, reuse_address=True)]
         else:
-            opened = [await loop.create_server(protocol, sock=sock, backlog=BACKLOG) for sock in sockets]
+            opened = [await loop.create_server(entrance, sock=sock, backlog=BACKLOG) for sock in sockets]
         for listener in opened:
             self._listeners.append(listener)
             for sock in listener.sockets:
@@ -691,6 +753,8 @@ class Server:
         await self._engine.end_all(code=code, reason="router shutting down", timeout_s=timeout_s)
         for listener in self._listeners:
             listener.close()
+        if self._doors is not None:
+            self._doors.close()
         for runner in self._runners:
             await runner.cleanup()
         await self._engine.close()

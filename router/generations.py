@@ -98,7 +98,15 @@ def exposed(settings: Settings, *, is_loopback: Callable[[str], bool], file: str
     server = settings.server
     if not server.keyless:
         return ()
-    return tuple(
+    proxied = Problem(
+        file=file,
+        line=None,
+        path="general_settings.master_key",
+        found="no key any more, while proxy_protocol is true until a restart",
+        expected="a key, because other hosts can reach a proxy",
+        hint="keep a key until the restart",
+    )
+    return ((proxied,) if server.proxy_protocol else ()) + tuple(
         Problem(
             file=file,
             line=None,

@@ -201,7 +201,7 @@ def parse(request: RequestHead, server: ServerSettings, *, peer: str) -> Upgrade
     parameters = _parameters(request.query)
     intent = _intent(parameters)
     model = _model(parameters, default=server.default_model, intent=intent)
-    path = request.path.rstrip("/")
+    path = without_prefix(request.path, server.root_path).rstrip("/")
     if path not in ROUTES:
         raise BadHandshake(f"No sessions are served at {_shown(request.path)}. Connect to /v1/realtime?model=NAME.")
 
@@ -332,9 +332,10 @@ def client_address(peer: str, headers: Sequence[tuple[str, str]], trusted_proxie
     """Return the address of the client.
 
     ``X-Forwarded-For`` is read from its end, where the nearest proxy has written, and only as far as trusted proxies wrote it.
+    ``Forwarded`` (RFC 7239) is not read: proxies write one of the two and pass the other on as the client wrote it.
 
     Args:
-        peer: address at the other end of the TCP connection.
+        peer: address at the other end of the TCP connection, or of whom its PROXY header speaks.
         headers: of the request.
         trusted_proxies: addresses and networks whose word counts.
 
@@ -358,16 +359,42 @@ def client_address(peer: str, headers: Sequence[tuple[str, str]], trusted_proxie
     return str(address)
 
 
-def came_by_https(peer: str, headers: Sequence[tuple[str, str]], trusted_proxies: Sequence[str]) -> bool:
-    """Whether a trusted proxy says that the client speaks https with it; args as in ``client_address``.
+def is_trusted(peer: str, trusted_proxies: Sequence[str]) -> bool:
+    """Whether a peer's word counts about whom it speaks for.
 
-    Of several ``X-Forwarded-Proto`` the last is the nearest proxy's.
+    Args:
+        peer: its address.
+        trusted_proxies: addresses and networks whose word does.
     """
     address = _address(peer)
-    if address is None or not _is_in(address, _networks(tuple(trusted_proxies))):
-        return False
-    said = ",".join(value for name, value in headers if name.lower() == "x-forwarded-proto")
-    return said.rpartition(",")[2].strip().lower() in ("https", "wss")
+    return address is not None and _is_in(address, _networks(tuple(trusted_proxies)))
+
+
+def client_scheme(
+    peer: str, headers: Sequence[tuple[str, str]], trusted_proxies: Sequence[str], *, tls: bool
+) -> Literal["http", "https"]:
+    """Return by what the client came: a page's cookie, for instance, may travel by ``https`` only.
+
+    Args:
+        peer: as for ``client_address``.
+        headers: of the request.
+        trusted_proxies: addresses and networks whose ``X-Forwarded-Proto`` counts.
+        tls: the connection to the router itself is encrypted.
+
+    Returns:
+        Of several values the last, which the nearest proxy has written. ``wss`` is ``https``.
+    """
+    if tls:
+        return "https"
+    if not is_trusted(peer, trusted_proxies):
+        return "http"
+    told = ",".join(value for name, value in headers if name.lower() == "x-forwarded-proto")
+    return "https" if told.rpartition(",")[2].strip().lower() in ("https", "wss") else "http"
+
+
+def without_prefix(path: str, root_path: str) -> str:
+    """Return a path without ``root_path``, where it begins with that."""
+    return path[len(root_path) :] if root_path and path.startswith(root_path + "/") else path
 
 
 def check_origin(request: RequestHead, server: ServerSettings) -> None:

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from router.accounting import KNOWN_TYPES
 from router.app import Server
-from router.config.settings import Settings
+from router.config.settings import ServerSettings, Settings
 from router.departure import Departure
 from router.engine import Engine
 from router.eventloop import new_event_loop
@@ -110,7 +110,7 @@ async def serve_until_signal(
             cannot_start(settings, error)
             return 1
         settle()
-        url = url_of(server.addresses[0])
+        url = url_of(server.addresses[0], settings.server)
         operations = None if settings.server.ops_listen is None else server.addresses[-1]
         # One that was asked to end meanwhile must not take the place of one that serves.
         if departure.drain.stage == "serving":
@@ -256,10 +256,11 @@ def drop_unread(stream: TextIO | None) -> None:
             os.dup2(nowhere.fileno(), stream.fileno())
 
 
-def url_of(address: tuple[str, int]) -> str:
+def url_of(address: tuple[str, int], server: ServerSettings) -> str:
     """The URL that clients connect to."""
     host, port = address
-    return f"ws://{f'[{host}]' if ':' in host else host}:{port}/v1/realtime"
+    scheme = "ws" if server.tls is None else "wss"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{server.root_path}/v1/realtime"
 
 
 def hangup(tell: Observers) -> None:

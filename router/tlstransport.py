@@ -1,9 +1,9 @@
-"""TLS over a transport of the event loop, for dials of the router's own processes.
+"""TLS over a transport of the event loop, for dials of the router's own processes and for clients of a ``listen`` with TLS.
 
 uvloop's TLS keeps a read buffer and an encrypted copy of the largest read for as long as a connection lives: 107 KiB for one
 that once read 26 KiB, asyncio's 318 KiB. Calls last for an hour and mostly wait, so here nothing is kept: what the loop reads
 into its one buffer is decrypted at once, in pieces that keep OpenSSL's small, and handed on in one go. It is also a shorter way
-from the socket to the relay, for it does less: a client's side only, decrypting and encrypting without a queue between.
+from the socket to the relay, for it does less: decrypting and encrypting without a queue between.
 
 Handshake, certificates and records are OpenSSL's, through ``ssl.SSLObject``. Certificate and host name are checked by the
 context before anything is written or read. CLOSE of a WebSocket tells the end of a stream, so a connection that ends without
@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 PIECE_BYTES: Final = 8 * 1024
 # A record holds no more (RFC 8446 §5.1), and a read never returns more than one.
 _RECORD_BYTES: Final = 16 * 1024
-# A server may ask for new keys, be answered, and not read the answers. What waits for it then is no more than this.
+# A peer may ask for new keys, be answered, and not read the answers. What waits for it then is no more than this.
 ANSWERS_BYTES: Final = 1024 * 1024
 
 
@@ -31,9 +31,10 @@ class TlsTransport(asyncio.Transport):
     Args:
         loop: the event loop.
         app: the protocol; its ``connection_made`` is called once the handshake is done.
-        context: how to check the server.
-        server_hostname: whom to expect.
+        context: how to check the server, or with which certificate to be one.
+        server_hostname: whom to expect; a server expects nobody.
         announced: ``app`` is told of its transport by whoever asked for TLS (``start_tls``), not from here.
+        server_side: the peer opens the handshake.
 
     Attributes:
         established: done with the handshake's end. Its exception: the handshake failed (``ssl.SSLError``), or the connection was
@@ -66,6 +67,7 @@ class TlsTransport(asyncio.Transport):
         server_hostname: str | None,
         *,
         announced: bool = False,
+        server_side: bool = False,
     ) -> None:
         super().__init__()
         self.established: asyncio.Future[None] = loop.create_future()
@@ -74,7 +76,7 @@ class TlsTransport(asyncio.Transport):
         self._context = context
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
+        self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
         self._raw: Any = None  # the transport below, once there is one
         self._raw_write: Any = None
         self._open = False  # the handshake is done, and the connection not lost
@@ -109,7 +111,7 @@ class TlsTransport(asyncio.Transport):
             self._app.data_received(plain)
 
     def eof_received(self) -> bool:
-        """The server ends its direction: so do we."""
+        """The peer ends its direction: so do we."""
         if self._open:
             self._app.eof_received()
         return False
@@ -146,7 +148,7 @@ class TlsTransport(asyncio.Transport):
             self._flush()
             return b""
         except ssl.SSLError as error:  # a certificate that is not accepted is one as well
-            self._flush()  # the alert that tells the server why
+            self._flush()  # the alert that tells the peer why
             self._fail(error)
             self.abort()
             return b""
@@ -190,7 +192,7 @@ class TlsTransport(asyncio.Transport):
             # An answer of OpenSSL's own: to a change of keys, or an alert.
             self._flush()
             if self._full and self._raw.get_write_buffer_size() > ANSWERS_BYTES:
-                self._break(ssl.SSLError("found a server that asks for answers and reads none"))
+                self._break(ssl.SSLError("found a peer that asks for answers and reads none"))
         if self._unwritten:
             unwritten, self._unwritten = self._unwritten, []
             for data in unwritten:
@@ -199,7 +201,7 @@ class TlsTransport(asyncio.Transport):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _end(self) -> None:
-        """The server said ``close_notify``; what came before it is still to be handed on."""
+        """The peer said ``close_notify``; what came before it is still to be handed on."""
         asyncio.get_running_loop().call_soon(self._ended)
 
     def _ended(self) -> None:
@@ -260,7 +262,7 @@ class TlsTransport(asyncio.Transport):
         self._tell_writing()
 
     def close(self) -> None:
-        """Send what is buffered and ``close_notify``, then end the connection; the server's own is not waited for."""
+        """Send what is buffered and ``close_notify``, then end the connection; the peer's own is not waited for."""
         if self._closing:
             return
         self._closing = True
@@ -302,7 +304,7 @@ class TlsTransport(asyncio.Transport):
         return cast(asyncio.BaseProtocol, self._app)
 
     def is_reading(self) -> bool:
-        """Whether the server is read."""
+        """Whether the peer is read."""
         return cast(bool, self._raw.is_reading())
 
     def pause_reading(self) -> None:

@@ -18,7 +18,8 @@ A package rather than one module, because it holds separate things that change f
 pydantic stays at this edge: the rest of the router sees ``settings`` only. Nothing here needs asyncio or aiohttp.
 
 ``settings`` can be imported alone, without pydantic and YAML: what loads a file is imported on first use. The loading modules use
-``router.providers`` and ``router.proxies``, which need nothing of this package at run time but ``settings``.
+``router.providers``, ``router.proxies`` and ``router.listener.certificate``, which need nothing of this package at run time but
+``settings``.
 """
 
 from __future__ import annotations

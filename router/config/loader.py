@@ -31,6 +31,7 @@ from router.config.settings import (
 )
 from router.config.source import MAX_BYTES, Document, Path, decode, parse, printable
 from router.errors import ConfigError, Problem
+from router.listener.certificate import UnfitCertificate, server_context
 
 # Keys that stand in documentation and examples; whoever scans for open routers tries them first.
 _WELL_KNOWN_KEYS = frozenset(
@@ -320,7 +321,13 @@ def _tls(tls: ListenTls | None, path: Path, report: Report, *, folder: str) -> L
             report.error((*path, "cert_file"), "no certificate", "cert_file: FILE", "leave tls out to serve plain HTTP")
         return None
     key_file = None if tls.key_file is None else os.path.join(folder, tls.key_file)
-    return ListenTlsSettings(cert_file=os.path.join(folder, tls.cert_file), key_file=key_file)
+    settings = ListenTlsSettings(cert_file=os.path.join(folder, tls.cert_file), key_file=key_file)
+    if not report.told_at(path):
+        try:
+            server_context(settings)
+        except UnfitCertificate as unfit:
+            report.error((*path, unfit.key), unfit.found, unfit.expected)
+    return settings
 
 
 def _listen(listen: ListenSettings, host: str | None, port: int | None) -> ListenSettings:
@@ -347,6 +354,13 @@ def _check_general(general: GeneralSettings, server: ServerSettings, path: Path,
     if server.ops_listen is not None and server.ops_listen == server.listen and server.listen.port != 0:
         report.error(
             (*path, "ops_listen"), "the address of listen", "another address or port", "leave it out to share one address"
+        )
+    if server.proxy_protocol and not server.trusted_proxies and not report.told_at((*path, "trusted_proxies")):
+        report.error(
+            (*path, "proxy_protocol"),
+            "true without trusted_proxies",
+            f"the proxies' addresses in {path[0]}.trusted_proxies",
+            "only they may say for whom they speak",
         )
     if server.metrics_auth and server.keyless:
         report.warn((*path, "metrics_auth"), "true without any key", "a master_key", "it has no effect")
@@ -377,6 +391,9 @@ def _check_master_key(key: str, path: Path, report: Report) -> None:
 
 
 def _check_keyless(server: ServerSettings, path: Path, report: Report, *, host: str | None) -> None:
+    if server.proxy_protocol:
+        expected = f"{path[0]}.master_key or {path[0]}.keys, because other hosts can reach a proxy"
+        report.error((*path, "proxy_protocol"), "true without any key", expected)
     hint = f"set {path[0]}.master_key (for example os.environ/MASTER_KEY) or {path[0]}.keys, or listen on 127.0.0.1"
     expected = "a key, because other hosts can reach that address"
     for key, listen in (("listen", server.listen), ("ops_listen", server.ops_listen)):

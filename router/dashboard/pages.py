@@ -25,7 +25,7 @@ from aiohttp import web
 
 from router import handshake
 from router._version import __version__
-from router.app import Identify, Spend, json_response, peer_address, request_head
+from router.app import Identify, Spend, client_of, json_response, request_head, scheme_of
 from router.auth import Authenticator, Principal
 from router.config.settings import Secret, ServerSettings
 from router.dashboard.files import StaticFile, static_files
@@ -174,7 +174,7 @@ class Dashboard:
         """Take the master key, give the cookie."""
         head, server = self._head(request)
         require_own_page(head)
-        client = handshake.client_address(peer_address(request), head.headers, server.trusted_proxies)
+        client = client_of(request, server)
         wait_s = self._throttle.wait_s(client)
         if wait_s > 0:
             raise TooManyLogins(retry_after_s=wait_s)
@@ -220,8 +220,7 @@ class Dashboard:
     ) -> str:
         # The prefix is there unless a proxy took it off, or the operator came around the proxy.
         prefix = server.root_path if head.path.startswith(f"{server.root_path}/") else ""
-        peer = peer_address(request)
-        secure = request.secure or handshake.came_by_https(peer, head.headers, server.trusted_proxies)
+        secure = scheme_of(request, server) == "https"
         return set_cookie(value, path=f"{prefix}/", secure=secure, max_age_s=max_age_s)
 
     # --- the playground -----------------------------------------------------------------------------

@@ -5,8 +5,8 @@ The worker's end lives on its event loop. Messages of a worker to its parent (``
 
     ready                            it accepts connections
     pulse    sessions, …             it lives; once a second
-    prepared id, data                what it found in a configuration that it was told to prepare, and once more when it is in force
-                                     (``generations``)
+    prepared id, data                what it found in a configuration that it was told to prepare, and once more when that is in
+                                     force (``generations``)
     idle                             it drains, and nobody is left
     samples  data                    its metrics (``merge.pack``), now and then and at its end
     ask      id, what, …             a question: beat, acquire, release, leave (``exchange``), ticket (of the dashboard), metrics;

@@ -45,6 +45,7 @@ from router.fleet import picture
 from router.fleet.board import Board
 from router.fleet.exchange import Wanted
 from router.handover import HandoverFailed
+from router.listener.certificate import Certificate
 from router.metrics import PREFIX, RELOADS, RELOADS_TEXT, RESTARTS, RESTARTS_TEXT, Page
 from router.process import GC_THRESHOLDS, cannot_start, facts_of, hangup, say, url_of
 from router.reload import Origin
@@ -198,6 +199,8 @@ class Parent:
         self._kill_after_s = kill_after_s
         self._most_unread_bytes = most_unread_bytes
         self._board = Board()
+        # Read before each fork: workers share the keys of its session tickets, and a client may resume at any of them.
+        self._certificate = Certificate(tell)
         self._slots: list[Slot] = []
         self._clients = 0  # how many of a slot's sockets are for clients; the others are for operators
         self._selector = selectors.DefaultSelector()
@@ -267,6 +270,7 @@ class Parent:
     # --- beginning and end --------------------------------------------------------------------------
 
     def _open(self) -> None:
+        self._read_certificate()
         succession = self._succession = Succession(
             self._settings.server,
             self._inheritance,
@@ -279,6 +283,12 @@ class Parent:
         self._slots = [
             Slot(number=number, sockets=[*own, *more]) for number, (own, more) in enumerate(zip(clients, operators, strict=True))
         ]
+
+    def _read_certificate(self) -> None:
+        tls = self._settings.server.tls
+        # A newer configuration may name other files, and a worker that begins with it reads those for itself.
+        if tls is not None and (self._reloads is None or self._reloads.newest is None):
+            self._certificate.context(tls)
 
     def _catch_signals(self) -> None:
         for end in (self._wake_reader, self._wake_writer):
@@ -500,6 +510,7 @@ class Parent:
         except OSError as error:
             self._cannot_fork(slot, error)
             return
+        self._read_certificate()
         member = f"{slot.number}-{secrets.token_hex(8)}"
         # What stands in a buffer would be printed by both.
         for stream in (sys.stdout, sys.stderr):
@@ -560,6 +571,7 @@ class Parent:
                 channel=channel,
                 clients=clients,
                 operators=operators,
+                certificate=self._certificate,
                 overrides=list(self._overrides.of(self._configured)),
                 source=None if self._origin is None else self._origin.source,
                 newest=None if self._reloads is None else self._reloads.newest,
@@ -750,7 +762,7 @@ class Parent:
 
     def _say_listening(self) -> None:
         sockets = self._slots[0].sockets
-        url = url_of(address_of(sockets[0]))
+        url = url_of(address_of(sockets[0]), self._settings.server)
         say(f"realtime-router listening on {url}")
         operations = None if self._settings.server.ops_listen is None else address_of(sockets[-1])
         facts = facts_of(self._settings, url, operations)

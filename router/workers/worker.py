@@ -26,6 +26,7 @@ from router.engine import Engine
 from router.errors import ConfigError
 from router.events import Notice, Observers
 from router.lag import LoopLag
+from router.listener.certificate import Certificate
 from router.metrics import PREFIX, RELOADS, Metrics
 from router.process import assemble, drop_unread, loop_error, run, settle, trace
 from router.reload import Source, prepare
@@ -61,6 +62,7 @@ class Place:
         channel: leads to the parent.
         clients: sockets that listen for clients.
         operators: those for operators, where they have an address of their own.
+        certificate: of ``listen``, as the parent has read it.
         overrides: what operators have said of deployments (``router.admin.overrides``).
         source: of the configuration; ``None``: it is not read again.
         newest: the configuration in force; ``None``: the one that the parent started with.
@@ -71,6 +73,7 @@ class Place:
     channel: socket.socket
     clients: Sequence[socket.socket]
     operators: Sequence[socket.socket]
+    certificate: Certificate | None = None
     overrides: Sequence[Args] = ()
     source: Source | None = None
     newest: Newest | None = None
@@ -148,6 +151,7 @@ class _Worker:
             spend=self._spend,
             configuration=None if self._place.source is None else ParentConfiguration(self._end),
             sockets=(self._place.clients, self._place.operators),
+            certificate=self._place.certificate,
         )
         self._server.desk.restore(self._place.overrides)
         if self._place.source is not None:

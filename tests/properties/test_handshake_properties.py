@@ -142,6 +142,34 @@ def test_a_client_cannot_choose_its_address(chain: list[str], client: str, trust
     assert client_address("10.0.0.1", [("X-Forwarded-For", header)], ["10.0.0.0/8"]) == client
 
 
+def written(address: str, how: str) -> str:
+    """An address as proxies write it: alone, or with a port."""
+    if how == "port":
+        return f"[{address}]:443" if ":" in address else f"{address}:443"
+    return f"[{address}]" if how == "brackets" and ":" in address else address
+
+
+@given(
+    claims=st.lists(st.text(st.characters(exclude_characters="\r\n\0"), max_size=40), max_size=4),
+    client=st.one_of(st.ip_addresses(network="203.0.113.0/24"), st.ip_addresses(network="2001:db8:1::/48")).map(str),
+    trusted=st.lists(
+        st.one_of(st.ip_addresses(network="10.0.0.0/8"), st.ip_addresses(network="2001:db8:2::/48")).map(str), max_size=5
+    ),
+    how=st.sampled_from(["plain", "port", "brackets"]),
+    lines=st.booleans(),
+)
+def test_whatever_a_client_claims_is_not_believed(
+    claims: list[str], client: str, trusted: list[str], how: str, lines: bool
+) -> None:
+    """Any text before what proxies wrote, in one header or in several, IPv4 and IPv6, with ports and brackets."""
+    hops = [*claims, written(client, how), *(written(address, how) for address in trusted)]
+    headers = [("x-forwarded-for", hop) for hop in hops] if lines else [("X-Forwarded-For", ",".join(hops))]
+    proxies = ["10.0.0.0/8", "2001:db8:2::/48"]
+    assert client_address("::ffff:10.0.0.1", headers, proxies) == client
+    # Who is no proxy is himself, whatever he says.
+    assert client_address(client, headers, proxies) == client
+
+
 @given(origin=st.text(max_size=60), host=st.text(max_size=60))
 def test_origins_never_raise(origin: str, host: str) -> None:
     """Any text at all is an answer of yes or no, and never yes for the null origin of a sandbox."""

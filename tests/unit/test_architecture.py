@@ -42,6 +42,8 @@ PURE_CORE = (
     "router.generations",
     "router.handshake",
     "router.limits",
+    "router.listener.certificate",
+    "router.listener.proxyprotocol",
     "router.load",
     "router.pool",
     "router.providers",

@@ -59,6 +59,14 @@ def test_keys_cannot_go_while_others_reach_the_address() -> None:
     assert exposed(effective(RUNNING, local).settings, is_loopback=is_loopback, file="f") == ()
 
 
+def test_no_key_any_more_is_refused_behind_a_proxy_in_force() -> None:
+    """A file that drops keys and PROXY headers together is right, and the headers are there until a restart."""
+    behind = wanted(proxy_protocol=True, trusted_proxies=("127.0.0.1",))
+    (problem,) = exposed(effective(behind, replace(RUNNING, server=ServerSettings())).settings, is_loopback=is_loopback, file="f")
+    assert problem.path == "general_settings.master_key" and "proxy_protocol" in problem.found
+    assert exposed(behind, is_loopback=is_loopback, file="f") == ()
+
+
 def test_the_history_is_what_the_admin_api_shows() -> None:
     """With each problem's place, what was found, and what was expected."""
     history = History(file="f.yaml", loaded_at=5.0, restart_needed=("general_settings.listen",))

@@ -19,12 +19,15 @@ from router.handshake import (
     check_keyless,
     check_upgrade,
     client_address,
+    client_scheme,
     credentials,
     forward,
+    is_trusted,
     origin_allowed,
     parse,
     refusal,
     to_call,
+    without_prefix,
 )
 
 SERVER = ServerSettings(master_key=Secret("m" * 20))
@@ -380,6 +383,81 @@ def test_a_long_chain_is_walked_so_far() -> None:
     """A header full of trusted addresses costs a bounded number of steps."""
     chain = ", ".join(["1.2.3.4", *["10.0.0.2"] * 5000])
     assert client_address("10.0.0.1", [("X-Forwarded-For", chain)], ["10.0.0.0/8"]) == "10.0.0.2"
+
+
+def test_forwarded_is_not_read() -> None:
+    """A proxy that writes X-Forwarded-For passes a client's own Forwarded on as it is."""
+    headers = [("Forwarded", "for=6.6.6.6"), ("X-Real-IP", "6.6.6.6"), ("X-Forwarded-For", "1.2.3.4")]
+    assert client_address("10.0.0.1", headers, ["10.0.0.0/8"]) == "1.2.3.4"
+    assert client_address("10.0.0.1", headers[:2], ["10.0.0.0/8"]) == "10.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("peer", "trusted", "expected"),
+    [
+        ("10.0.0.1", ["10.0.0.0/8"], True),
+        ("::ffff:10.0.0.1", ["10.0.0.0/8"], True),
+        ("2001:db8::1", ["10.0.0.0/8", "2001:db8::/32"], True),
+        ("11.0.0.1", ["10.0.0.0/8"], False),
+        ("10.0.0.1", [], False),
+        ("", ["0.0.0.0/0"], False),
+        ("junk", ["0.0.0.0/0"], False),
+        ("::1", ["0.0.0.0/0"], False),
+    ],
+)
+def test_whose_word_counts(peer: str, trusted: list[str], expected: bool) -> None:
+    """Addresses of the networks, in either form; nobody without an address."""
+    assert is_trusted(peer, trusted) is expected
+
+
+@pytest.mark.parametrize(
+    ("peer", "told", "tls", "expected"),
+    [
+        ("10.0.0.1", ["https"], False, "https"),
+        ("10.0.0.1", ["WSS"], False, "https"),
+        ("10.0.0.1", ["http"], False, "http"),
+        ("10.0.0.1", [], False, "http"),
+        ("10.0.0.1", ["junk"], False, "http"),
+        # What the client wrote itself stands left of what the proxy wrote.
+        ("10.0.0.1", ["https, http"], False, "http"),
+        ("10.0.0.1", ["https", "http"], False, "http"),
+        ("10.0.0.1", ["http", "https"], False, "https"),
+        ("1.2.3.4", ["https"], False, "http"),
+        ("1.2.3.4", [], True, "https"),
+        ("10.0.0.1", ["http"], True, "https"),
+    ],
+)
+def test_by_what_a_client_came(peer: str, told: list[str], tls: bool, expected: str) -> None:
+    """TLS of the router's own, or what the nearest trusted proxy says."""
+    headers = [("X-Forwarded-Proto", value) for value in told]
+    assert client_scheme(peer, headers, ["10.0.0.0/8"], tls=tls) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "root_path", "expected"),
+    [
+        ("/v1/realtime", "", "/v1/realtime"),
+        ("/voice/v1/realtime", "/voice", "/v1/realtime"),
+        ("/v1/realtime", "/voice", "/v1/realtime"),
+        ("/voice/", "/voice", "/"),
+        ("/voice", "/voice", "/voice"),
+        ("/voices/v1/realtime", "/voice", "/voices/v1/realtime"),
+        ("/voice/voice/v1/realtime", "/voice", "/voice/v1/realtime"),
+    ],
+)
+def test_a_prefix_is_taken_off_once(path: str, root_path: str, expected: str) -> None:
+    """Where the path begins with all of it."""
+    assert without_prefix(path, root_path) == expected
+
+
+def test_sessions_are_served_under_the_prefix() -> None:
+    """The path that is told is the one without it; another prefix is no path of sessions."""
+    server = ServerSettings(master_key=SERVER.master_key, root_path="/voice")
+    for path in ("/voice/v1/realtime", "/v1/realtime", "/voice/v1/realtime/"):
+        request = RequestHead(method="GET", path=path, query="model=m", headers=BASE)
+        assert parse(request, server, peer="127.0.0.1").path == "/v1/realtime"
+    with pytest.raises(BadHandshake):
+        parse(RequestHead(method="GET", path="/other/v1/realtime", query="model=m", headers=BASE), server, peer="127.0.0.1")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from router.config import FleetSettings, GroupSettings, Settings, json_schema, l
 from router.config.litellm import LATER_KEYS
 from router.config.schema import NO_EFFECT
 from router.fleet import scripts
+from tests.helpers.tls import Authority
 from tests.unit.config.helpers import ENVIRON, EXAMPLE
 
 TEXT = EXAMPLE.read_text(encoding="utf-8")
@@ -116,6 +117,9 @@ def test_the_example_loads_with_everything_switched_on(tmp_path: Path, but: tupl
     for name in FILES.findall(text):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    pair = Authority(tmp_path / "authority").issue()
+    (tmp_path / "certs/server.pem").write_bytes(pair.certificate.read_bytes())
+    (tmp_path / "certs/server.key").write_bytes(pair.key.read_bytes())
     (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
     result = load(tmp_path / "config.yaml", environ=ENVIRON)
     deployments = [each for group in result.settings.groups.values() for each in group.deployments]

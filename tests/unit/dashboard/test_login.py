@@ -23,7 +23,7 @@ from router.dashboard.login import (
     set_cookie,
 )
 from router.errors import AuthenticationFailed, PermissionDenied
-from router.handshake import RequestHead, came_by_https
+from router.handshake import RequestHead
 from tests.helpers.clock import ManualClock
 
 NOW = 1_800_000_000.0
@@ -249,20 +249,3 @@ def test_the_cookie_s_attributes() -> None:
     assert sorted(plain.split("; ")) == ["HttpOnly", "Max-Age=60", "Path=/voice/", "SameSite=Strict", f"{COOKIE}=value"]
     assert "Secure" in set_cookie("value", path="/", secure=True, max_age_s=60).split("; ")
 
-
-@pytest.mark.parametrize(
-    ("peer", "said", "expected"),
-    [
-        ("10.0.0.1", ["https"], True),
-        ("10.0.0.1", ["http"], False),
-        ("10.0.0.1", [], False),
-        ("10.0.0.1", ["http, https"], True),
-        ("10.0.0.1", ["https", "http"], False),
-        ("198.51.100.7", ["https"], False),
-        ("", ["https"], False),
-    ],
-)
-def test_https_is_believed_of_trusted_proxies(peer: str, said: list[str], expected: bool) -> None:
-    """The nearest trusted proxy's word counts, and nobody else's."""
-    headers = [("X-Forwarded-Proto", value) for value in said]
-    assert came_by_https(peer, headers, ("10.0.0.0/8",)) is expected
