@@ -19,6 +19,8 @@ Where to find what:
     relay/          two transports joined: bytes verbatim, a scanner that follows the frames; accel/ beside router/: its fast
                     path in C
     accounting.py   turns, first audio, usage; events.py what happened → metrics.py, logs.py
+    admin/          what operators see and do over HTTP; ctl/ the same from a shell
+                    live.py: a session as long as it lasts; decisions.py: why sessions went where they went
     simulator/      a provider to develop, demo and test against
     library.py      the same without a server
 
