@@ -20,6 +20,11 @@ Where to find what:
     relay/          two transports joined: bytes verbatim, a scanner that follows the frames; accel/ beside router/: its fast
                     path in C
     accounting.py   turns, first audio, usage; events.py what happened → metrics.py, logs.py, tracing.py
+    admin/          what operators see and do over HTTP; ctl/ the same from a shell; dashboard/ in a browser
+                    live.py: a session as long as it lasts; decisions.py: why sessions went where they went
+    reload.py       another generation of the configuration; generations.py what of it can be in force; watch.py when
+    departure.py    the way to the end; drain.py its stages; handover.py, succession.py: the sockets' way to the next process
+    listener/       TLS, PROXY headers and the path prefix of the address for clients
     simulator/      a provider to develop, demo and test against
     library.py      the same without a server
 

@@ -143,7 +143,8 @@ def base_of(url: str) -> URL:
     if parsed.user is not None or parsed.password is not None:
         raise CtlError("--url: found a user or password, expected none; the key is given by REALTIME_ROUTER_KEY", usage=True)
     path = parsed.raw_path.rstrip("/").removesuffix(_SESSIONS_PATH)
-    return URL.build(scheme=scheme, host=host, port=port, path=path or "/", encoded=True)
+    # The query and the fragment go with the path.
+    return parsed.with_scheme(scheme).with_path(path or "/", encoded=True)
 
 
 @asynccontextmanager

@@ -328,6 +328,26 @@ async def test_a_session_that_searches_is_ended_with_503(silent: str) -> None:
         assert (ended["cause"], ended["status"]) == ("admin", 503)
 
 
+async def test_a_session_is_ended_while_its_101_is_sent(simulator: SimulatorFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is neither searched for nor relayed in that moment; it is ended as soon as it is, and just as politely."""
+    async with running_router(config_of(await simulator())) as router:
+        surface = router.server._surface
+        accept = surface._accept
+
+        async def ending(*arguments: Any) -> Any:
+            (session,) = router.engine.live
+            assert router.engine.end_session(session, code=4000, reason="now")
+            # The first word counts.
+            assert router.engine.end_session(session, code=4001, reason="later")
+            return await accept(*arguments)
+
+        monkeypatch.setattr(surface, "_accept", ending)
+        async with router.connect() as ws:
+            events, code, reason = await end_of(ws)
+        assert (code, reason) == (4000, "now") and events[-1]["error"]["code"] == "ended_by_operator"
+        assert (await router.record_of(ws)).cause == "admin"
+
+
 async def test_a_client_that_takes_nothing_is_cut(simulator: SimulatorFactory) -> None:
     """Ending is bounded: whoever does not answer the CLOSE is gone after the relay's own few seconds."""
     async with running_router(config_of(await simulator())) as router:

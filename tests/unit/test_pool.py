@@ -315,3 +315,69 @@ def test_a_report_that_makes_no_sense_is_ignored(spent: float, seconds: float) -
     deployment = Fleets(1).processes[0].deployment()
     deployment.reported(spent, seconds)
     assert deployment.headroom is None
+
+
+# --- operators -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("state", "word"), [("drain", "draining"), ("maint", "maint")])
+def test_an_operators_state_wins_over_the_files(state: Any, word: str) -> None:
+    """In obstacle and state alike, until it is given back; a weight beside it stays."""
+    deployment = World(weight=2).deployment
+    deployment.override(state=state)
+    assert (deployment.obstacle(), deployment.state, deployment.eligible()) == (word, word, False)
+    deployment.override(weight=0.5)
+    assert deployment.obstacle() == word and deployment.weight == 0.5
+    deployment.override(state=None)
+    assert deployment.eligible() and deployment.weight == 0.5
+    deployment.override(weight=None)
+    assert deployment.weight == 2.0
+
+
+def test_an_operator_makes_ready_what_the_file_drains() -> None:
+    """And nobody makes ready what has no key, or is gone from the file."""
+    deployment = World(deployment_of(BASE, info={"state": "drain"})).deployment
+    deployment.override(state="ready")
+    assert deployment.eligible()
+    deployment.removed = True
+    assert (deployment.obstacle(), deployment.state) == ("draining", "draining")
+    deployment.removed = False
+    deployment.settings = replace(deployment.settings, state="misconfigured")
+    assert deployment.obstacle() == "misconfigured"
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, float("nan"), float("inf")])
+def test_a_weight_that_no_strategy_can_use(weight: float) -> None:
+    """It is refused, and so is a state that is nobody's to set; nothing of the rest is done then."""
+    deployment = World().deployment
+    with pytest.raises(ValueError, match="expected a finite number above 0"):
+        deployment.override(state="drain", weight=weight)
+    with pytest.raises(ValueError, match="expected ready, drain or maint"):
+        deployment.override(state="misconfigured", weight=2.0)
+    assert deployment.eligible() and deployment.weight == 1.0
+
+
+def test_readmission_ends_an_ejection_and_a_cool_down() -> None:
+    """At once, with the full weight, and told once; what was in flight says nothing about the time after it."""
+    world = World(router={"allowed_fails": 1})
+    deployment = world.deployment
+    hanging = deployment.lease()
+    fail(deployment, TIMEOUT)
+    fail(deployment, LIMITED)
+    assert deployment.state == "ejected" and deployment.obstacle() == "cooling_down"
+    assert deployment.refusal() == ("cooling_down", "")
+    deployment.readmit()
+    assert deployment.eligible() and deployment.weight == 1.0 and deployment.breaker.failures == 0
+    assert [event for event in world.events if isinstance(event, Admitted)] == [Admitted(deployment="d0", group=MODEL)]
+    deployment.failed(hanging, TIMEOUT, 1.0, "late")
+    assert deployment.eligible()
+    deployment.readmit()
+    assert len([event for event in world.events if isinstance(event, Admitted)]) == 1
+
+
+def test_why_it_is_refused_comes_in_two_parts() -> None:
+    """The obstacle, or the breaker's state with its reason; nothing of one that is eligible."""
+    deployment = World(router={"allowed_fails": 1}).deployment
+    assert deployment.refusal() == ("", "") and deployment.why_not() == ""
+    fail(deployment, TIMEOUT)
+    assert deployment.refusal() == ("ejected", "timeout") and deployment.why_not() == "ejected: timeout"
