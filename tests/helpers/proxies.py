@@ -235,6 +235,28 @@ PREFIX_PASSED_ON: Mapping[str, Edits] = {
 }
 
 
+# --- time-outs ------------------------------------------------------------------------------------
+
+# Idle ones as they are when nobody sets them; HAProxy has no such, so it gets those of the file that distributions ship.
+DEFAULT_TIMEOUTS: Mapping[str, Edits] = {
+    "nginx": {"        proxy_read_timeout 90s;\n        proxy_send_timeout 90s;\n": ""},
+    "haproxy": {
+        "    timeout client 90s\n    timeout server 90s\n    timeout tunnel 90s\n": (
+            "    timeout client 50s\n    timeout server 50s\n"
+        ),
+    },
+    "caddy": {},
+    "envoy": {"                stream_idle_timeout: 90s\n": ""},
+}
+# The same cut short; Caddy has none.
+SHORT_TIMEOUTS: Mapping[str, Edits] = {
+    "nginx": {"90s": "3s"},
+    "haproxy": {"90s": "3s"},
+    "caddy": {},
+    "envoy": {"90s": "3s"},
+}
+
+
 # --- running ------------------------------------------------------------------------------------
 
 

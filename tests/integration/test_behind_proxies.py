@@ -12,7 +12,7 @@ import json
 import os
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tests.helpers.proxies import (
     PREFIX_PASSED_ON,
     PREFIX_STRIPPED,
     PROXIES,
+    SHORT_TIMEOUTS,
     Backends,
     Edits,
     Program,
@@ -419,44 +420,40 @@ async def test_nginx_asks_the_other_router(authority: Authority, tmp_path: Path,
 
 # --- silence -------------------------------------------------------------------------------------
 
-# Of each sample; the proxy of one that is not named has none.
-TIMEOUTS: Mapping[str, Edits] = {
-    kind: {"90s": "3s"} for kind in ("envoy", "haproxy", "nginx")
-}
+async def test_pings_keep_an_idle_session(authority: Authority, tmp_path: Path) -> None:
+    """With time-outs of 3 s in the proxies and pings each second, a session that says nothing for 8 s works afterwards.
 
-
-@EACH
-async def test_pings_keep_an_idle_session(kind: str, authority: Authority, tmp_path: Path) -> None:
-    """With time-outs of 3 s in the proxy and pings each second a session that says nothing for 10 s works afterwards.
-
-    Without pings the proxy ends it, where it has such a time-out: so it was the pings.
+    Without pings a proxy that has such a time-out ends it: so it was the pings. All proxies at once, for the time.
     """
-    edits = TIMEOUTS.get(kind, NO_EDITS)
-    (tmp_path / "pings").mkdir()
-    (tmp_path / "none").mkdir()
-    pings = {"ping_interval_s": 1, "ping_timeout_s": 30}
-    with (
-        backends(tmp_path / "pings", key=KEY, reply=REPLY, router=pings) as kept,
-        backends(tmp_path / "none", key=KEY, reply=REPLY, router={"ping_interval_s": 3600, "ping_timeout_s": 7200}) as cut,
-    ):
-        await kept.accepting()
-        await cut.accepting()
-        async with (
-            front(kind, kept.ports, authority, tmp_path / "pings", edits=edits) as with_pings,
-            front(kind, cut.ports, authority, tmp_path / "none", edits=edits) as without,
-            with_pings.connect() as idle,
-            without.connect() as control,
-        ):
-            await greeted(idle)
-            await greeted(control)
-            # What is asked is whether time alone ends it.
-            await asyncio.sleep(10)
-            assert await turn(idle) == SPOKEN
-            if edits:
+    intervals = {"pings": {"ping_interval_s": 1, "ping_timeout_s": 60}, "none": {"ping_interval_s": 3600, "ping_timeout_s": 7200}}
+    async with AsyncExitStack() as stack:
+        behind = {}
+        for name, interval in intervals.items():
+            (tmp_path / name).mkdir()
+            behind[name] = stack.enter_context(backends(tmp_path / name, key=KEY, reply=REPLY, router=interval))
+
+        async def session(name: str, kind: str) -> ClientConnection:
+            edits = SHORT_TIMEOUTS[kind]
+            proxy = await stack.enter_async_context(front(kind, behind[name].ports, authority, tmp_path / name, edits=edits))
+            ws = await stack.enter_async_context(proxy.connect())
+            await greeted(ws)
+            return ws
+
+        for made in behind.values():
+            await made.accepting()
+        # First those that need no pings to get so far.
+        kept = {kind: await session("pings", kind) for kind in PROXIES}
+        cut = {kind: await session("none", kind) for kind in PROXIES}
+        # Whether time alone ends them is what is asked.
+        await asyncio.sleep(8)
+        for kind, ws in kept.items():
+            assert await turn(ws) == SPOKEN, kind
+        for kind, ws in cut.items():
+            if SHORT_TIMEOUTS[kind]:
                 with pytest.raises(ConnectionClosed):
-                    await turn(control)
+                    await turn(ws)
             else:
-                assert await turn(control) == SPOKEN
+                assert await turn(ws) == SPOKEN, kind
 
 
 # --- under a prefix ------------------------------------------------------------------------------
@@ -470,3 +467,20 @@ async def test_a_prefix_that_the_proxy_takes_away(kind: str, behind: Backends, a
         async with proxy.connect(prefix="/voice") as ws:
             await greeted(ws)
             assert await turn(ws) == SPOKEN
+
+
+# What is missing here is the router's side: remove the mark when it serves under general_settings.root_path.
+@pytest.mark.xfail(reason="general_settings.root_path is not served yet", raises=InvalidStatus)
+@EACH
+async def test_a_prefix_that_the_proxy_passes_on(kind: str, authority: Authority, tmp_path: Path) -> None:
+    """``/voice/v1/realtime`` outside is the same inside, where the router's paths begin with it; health checks know that."""
+    with backends(tmp_path, key=KEY, reply=REPLY, general={"root_path": "/voice"}) as made:
+        await made.accepting()
+        async with front(kind, made.ports, authority, tmp_path, edits=PREFIX_PASSED_ON[kind]) as proxy:
+            async with proxy.connect(prefix="/voice") as ws:
+                await greeted(ws)
+                assert await turn(ws) == SPOKEN
+            # Long enough for two failed checks, had they asked the wrong path.
+            await asyncio.sleep(3)
+            async with proxy.connect(prefix="/voice") as ws:
+                await greeted(ws)
