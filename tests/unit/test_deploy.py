@@ -12,12 +12,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from jsonschema import Draft7Validator
 
 from router._version import __version__
 from router.config import load_text
@@ -257,7 +257,8 @@ def test_compose_keeps_to_its_specification() -> None:
     """The file has the form that the Compose Specification's schema asks for, and a wrong one is refused by it."""
     schema = json.loads(Path(require("compose-schema")).read_text(encoding="utf-8"))
     (document,) = documents("compose.yaml")
-    validator = Draft7Validator(schema)
+    # It has no types; the package with the schema brings it.
+    validator = import_module("jsonschema.validators").validator_for(schema)(schema)
     assert [error.message for error in validator.iter_errors(document)] == []
     document["services"]["redis"]["imagee"] = "redis"
     assert not validator.is_valid(document)
@@ -321,11 +322,15 @@ def test_nginx_of_compose_is_the_sample_without_tls(tmp_path: Path) -> None:
 def test_manifests_keep_to_the_schemas_of_kubernetes(name: str, version: str) -> None:
     """Each object has the form of its kind, with no field that the kind does not know; a misspelt field is refused."""
     folder = Path(require("kubernetes-schemas")) / f"v{version}-local-strict"
+    definitions = json.loads((folder / "_definitions.json").read_text(encoding="utf-8"))
+    # Without types; the package with the schemas brings both.
+    jsonschema, referencing = import_module("jsonschema"), import_module("referencing")
+    registry = referencing.Resource.from_contents(definitions) @ referencing.Registry()
     for document in documents(f"kubernetes/{name}.yaml"):
         group, _, api = document["apiVersion"].rpartition("/")
         suffix = f"-{group.partition('.')[0]}" if group else ""
         schema = json.loads((folder / f"{document['kind'].lower()}{suffix}-{api}.json").read_text(encoding="utf-8"))
-        validator = Draft7Validator(schema)
+        validator = jsonschema.Draft202012Validator(schema, registry=registry)
         assert [f"{list(error.path)}: {error.message}" for error in validator.iter_errors(document)] == []
         document["metadata"]["labelz"] = {}
         assert not validator.is_valid(document)
