@@ -164,7 +164,13 @@ def _compose_schema() -> str:
 
 
 def _systemd() -> str:
-    return _program("systemd-analyze", package="systemd")
+    path = _program("systemd-analyze", package="systemd")
+    done = subprocess.run([path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+    version = re.match(r"systemd (\d+)", done.stdout)
+    # The first that judges the hardening of a unit that it does not run.
+    if version is None or int(version[1]) < 250:
+        raise MissingPart(f"found a systemd-analyze of {done.stdout.splitlines()[:1]}, expected one of systemd 250 or newer")
+    return path
 
 
 # Part → probe, which returns the program's path or raises MissingPart.

@@ -248,6 +248,13 @@ PREFIX_PASSED_ON: Mapping[str, Edits] = {
 }
 
 
+# Another proxy stands in front of the proxy. Caddy alone drops what it is told by somebody that it does not know.
+SECOND_PROXY: Mapping[str, Edits] = {
+    "nginx": {},
+    "haproxy": {},
+    "caddy": {"\t\tprotocols h1\n": "\t\tprotocols h1\n\t\ttrusted_proxies static 127.0.0.8/32\n"},
+    "envoy": {},
+}
 # The proxy says who the client is in a PROXY header, of version 2; nginx does so by a sample of its own, of version 1.
 PROXY_PROTOCOL: Mapping[str, Edits] = {
     "haproxy": {

@@ -30,6 +30,7 @@ from tests.helpers.proxies import (
     PREFIX_PASSED_ON,
     PREFIX_STRIPPED,
     PROXIES,
+    SECOND_PROXY,
     SHORT_TIMEOUTS,
     Backends,
     Edits,
@@ -49,6 +50,8 @@ MIB = 1024 * 1024
 PATIENCE_S = 30.0
 # A client's address that is not the proxy's: all of 127/8 is this machine.
 CLIENT = "127.0.0.9"
+# Of a proxy in front of the proxy.
+SECOND = "127.0.0.8"
 EACH = pytest.mark.parametrize("kind", sorted(PROXIES))
 
 
@@ -69,7 +72,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture(scope="module")
 def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
     """Two routers and their providers."""
-    with backends(tmp_path_factory.mktemp("backends"), key=KEY, reply=REPLY, general={"allowed_origins": ["*"]}) as made:
+    general = {"allowed_origins": ["*"], "trusted_proxies": ["127.0.0.1", SECOND]}
+    with backends(tmp_path_factory.mktemp("backends"), key=KEY, reply=REPLY, general=general) as made:
         yield made
 
 
@@ -321,6 +325,19 @@ async def test_the_client_is_who_the_proxy_says(kind: str, proxy: Front, behind:
         async with proxy.connect(headers=headers, local_addr=(CLIENT, 0)) as ws:
             await greeted(ws)
         assert (await behind.record(session_of(ws)))["client"] == CLIENT
+
+
+@EACH
+async def test_the_client_of_a_proxy_in_front_of_the_proxy(
+    kind: str, behind: Backends, authority: Authority, tmp_path: Path
+) -> None:
+    """With both trusted, the record has the address that the first of them saw, and not what stood before it."""
+    await behind.accepting()
+    chain = {"X-Forwarded-For": "198.51.100.7, 203.0.113.5"}
+    async with front(kind, behind.ports, authority, tmp_path, edits=SECOND_PROXY[kind]) as proxy:
+        async with proxy.connect(headers=chain, local_addr=(SECOND, 0)) as ws:
+            await greeted(ws)
+        assert (await behind.record(session_of(ws)))["client"] == "203.0.113.5"
 
 
 async def test_who_is_no_proxy_is_not_believed(behind: Backends) -> None:
