@@ -350,6 +350,22 @@ class Program:
             assert time.monotonic() < deadline, f"{self.name} does not listen:\n{self.printed[-3000:]}"
             await asyncio.sleep(_POLL_S)
 
+    def ask_to_end(self) -> None:
+        """Send it SIGTERM."""
+        self._process.send_signal(signal.SIGTERM)
+
+    async def ended(self) -> int:
+        """Wait for its end; return its exit code.
+
+        Raises:
+            AssertionError: it does not end in time.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while (code := self._process.poll()) is None:
+            assert time.monotonic() < deadline, f"{self.name} goes on:\n{self.printed[-3000:]}"
+            await asyncio.sleep(_POLL_S)
+        return code
+
     def kill(self) -> None:
         """End it at once."""
         self._process.kill()

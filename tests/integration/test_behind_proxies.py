@@ -11,7 +11,7 @@ import base64
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from router.config.settings import DrainSettings
 from router.simulator.pytest_plugin import SimulatorFactory
 from tests.helpers.parts import require
 from tests.helpers.proxies import (
@@ -361,6 +362,32 @@ async def sessions_of(port: int) -> int:
     return sum(deployment["sessions"] for group in groups for deployment in group["deployments"])
 
 
+async def sessions_on_each(ports: tuple[int, int]) -> tuple[int, int]:
+    """Sessions that two routers have."""
+    first, second = ports
+    return await sessions_of(first), await sessions_of(second)
+
+
+async def here(first: int, second: int) -> tuple[int, int]:
+    """The same of two routers in this process."""
+    return first, second
+
+
+async def held_on_both(proxy: Front, counts: Callable[[], Awaitable[tuple[int, int]]]) -> list[ClientConnection]:
+    """Open sessions until each router has one; return them.
+
+    The second one does it, unless the machine is so busy that a health check came too late, or the proxy draws lots (Envoy).
+    """
+    held: list[ClientConnection] = []
+    async with asyncio.timeout(PATIENCE_S):
+        while not all(await counts()):
+            held.append(await proxy.connect())
+            await greeted(held[-1])
+            if len(held) > 4:
+                await asyncio.sleep(0.1)
+    return held
+
+
 # --- two of them ---------------------------------------------------------------------------------
 
 
@@ -368,16 +395,11 @@ async def sessions_of(port: int) -> int:
 async def test_sessions_are_spread_and_a_router_that_died_is_not_noticed(
     kind: str, authority: Authority, tmp_path: Path
 ) -> None:
-    """New sessions go to the router with fewer, and all of them work at once when one router is gone."""
+    """Both routers get sessions, and when one of them is gone every new session works at once."""
     with backends(tmp_path, key=KEY, reply=REPLY) as made:
         await made.accepting()
         async with front(kind, made.ports, authority, tmp_path) as proxy:
-            held = [await proxy.connect() for _ in range(4)]
-            for ws in held:
-                await greeted(ws)
-            counts = [await sessions_of(port) for port in made.ports]
-            # Envoy compares two that it draws, and may draw the same one twice.
-            assert counts == [2, 2] or (kind == "envoy" and sum(counts) == 4)
+            held = await held_on_both(proxy, lambda: sessions_on_each(made.ports))
             made.routers[0].kill()
             for _ in range(6):
                 async with proxy.connect() as ws:
@@ -395,11 +417,7 @@ async def test_a_router_that_is_not_ready_gets_no_new_session(
     config = config_of(sim, general={"master_key": KEY, "trusted_proxies": ["127.0.0.1"]})
     async with running_router(config) as leaving, running_router(config) as staying:
         async with front(kind, (leaving.port, staying.port), authority, tmp_path) as proxy:
-            held: list[ClientConnection] = []
-            while not (leaving.engine.sessions and staying.engine.sessions):
-                assert len(held) < 40
-                held.append(await proxy.connect())
-                await greeted(held[-1])
+            held = await held_on_both(proxy, lambda: here(leaving.engine.sessions, staying.engine.sessions))
             before = leaving.engine.sessions
 
             leaving.engine.stopping = True
@@ -433,6 +451,35 @@ async def test_nginx_asks_the_other_router(authority: Authority, tmp_path: Path,
             assert leaving.refusals and not leaving.records
             await staying.idle()
             assert len(staying.records) == 8
+
+
+# Remove the mark when SIGTERM lets running sessions go on.
+@pytest.mark.xfail(reason="a router does not drain on SIGTERM yet")
+@EACH
+async def test_a_router_that_is_asked_to_end_is_not_noticed(kind: str, authority: Authority, tmp_path: Path) -> None:
+    """From SIGTERM until after the grace every new session is served, the running ones go on, and the process ends with 0."""
+    default = DrainSettings()
+    drain = {"grace_s": default.grace_s, "timeout_s": default.timeout_s}
+    with backends(tmp_path, key=KEY, reply=REPLY, general={"drain": drain}) as made:
+        await made.accepting()
+        leaving, _ = made.routers
+        async with front(kind, made.ports, authority, tmp_path) as proxy:
+            held = await held_on_both(proxy, lambda: sessions_on_each(made.ports))
+            leaving.ask_to_end()
+            since_refusing = 0
+            async with asyncio.timeout(PATIENCE_S):
+                while since_refusing < 10:
+                    async with proxy.connect() as ws:
+                        await greeted(ws)
+                    # During the grace it still looks for a deployment.
+                    error = (await ask(f"http://127.0.0.1:{leaving.port}/v1/realtime?model=down", key=KEY))[2]
+                    assert error["code"] in ("no_deployment_available", "router_shutting_down")
+                    since_refusing += error["code"] == "router_shutting_down"
+            leaving.check_alive()
+            for ws in held:
+                assert await turn(ws) == SPOKEN
+                await ws.close()
+            assert await leaving.ended() == 0
 
 
 # --- silence -------------------------------------------------------------------------------------
