@@ -5,7 +5,8 @@
 #                         (ARGS="tests/unit -k name": only those)
 #   make test-accel       with the fast path in C: the relay's tests (ARGS="tests/unit -k name": those)
 #   make test-conformance the Autobahn suite, random sequences      (SEQUENCES=10000 SEED=0, ARGS="-k name" goes to pytest)
-#   make test-system      install what tests need: Node.js, Chromium, Redis, Prometheus, a C compiler
+#   make soak             what takes minutes of real time           (ARGS="-k name" goes to pytest)
+#   make test-system      install what tests need: Node.js, Chromium, Redis, Prometheus, systemd, a C compiler
 #   make lint             ruff, mypy, import-linter
 #   make format           let ruff sort imports and apply its safe fixes
 #   make bench            measure                                   (ARGS="..." goes to the benchmarks)
@@ -18,7 +19,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run accel test test-accel test-conformance test-system lint format bench dashboards lock build check-wheel clean \
+.PHONY: help run accel test test-accel test-conformance soak test-system lint format bench dashboards lock build check-wheel clean \
 	venv-run venv-test node-modules accel-folder
 
 ARGS ?=
@@ -94,6 +95,11 @@ test-accel: venv-test
 # -m "": with what pyproject.toml deselects.
 test-conformance: venv-test
 	CONFORMANCE_SEQUENCES=$(SEQUENCES) CONFORMANCE_SEED=$(SEED) $(TEST_BIN)/python -m pytest -m "" tests/conformance $(ARGS)
+
+# A test may take as long as a call: the guard against one that hangs is later than usual.
+soak: venv-test node-modules accel-folder
+	REALTIME_ROUTER_ACCEL=0 PYTHONPATH="$(ACCEL_PATH)" $(TEST_BIN)/python -m pytest -m soak -o faulthandler_timeout=900 \
+	    tests/soak $(ARGS)
 
 test-system:
 	@.ci/system

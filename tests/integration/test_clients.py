@@ -261,13 +261,13 @@ async def site() -> AsyncIterator[Site]:
 
 
 @asynccontextmanager
-async def browser(url: str, folder: Path) -> AsyncIterator[None]:
+async def browser(url: str, folder: Path, *more_flags: str) -> AsyncIterator[None]:
     """Show a page in headless Chromium."""
     flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
     flags += " disable-sync disable-dev-shm-usage disable-extensions no-default-browser-check no-proxy-server"
     process = await asyncio.create_subprocess_exec(
         require("chromium"),
-        *(f"--{flag}" for flag in flags.split()),
+        *(f"--{flag}" for flag in (*flags.split(), *more_flags)),
         f"--user-data-dir={folder / 'profile'}",
         url,
         stdin=asyncio.subprocess.DEVNULL,

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from router.admin.overrides import Overrides
-from router.config.settings import Settings
-from tests.helpers.running import MODEL, config_of, load_config
+from router.admin.overrides import Configured, Overrides, configured_of
+from tests.helpers.running import config_of, load_config
 
 BASE = "http://127.0.0.1:9/v1"
 
 
-def settings(**params: Any) -> Settings:
-    """A generation with two deployments, d0 and d1."""
-    return load_config(config_of(BASE, BASE, **params)).settings
+def settings(**params: Any) -> Configured:
+    """What a generation says of two deployments, d0 and d1."""
+    return configured_of(load_config(config_of(BASE, BASE, **params)).settings)
 
 
-def changed(before: Settings, **facts: Any) -> Settings:
+def changed(before: Configured, **facts: Any) -> Configured:
     """Another generation, in which the first deployment is another one."""
-    group = before.groups[MODEL]
-    first, *others = group.deployments
-    return replace(before, groups={MODEL: replace(group, deployments=(replace(first, **facts), *others))})
+    first = {**before["d0"], **facts}
+    return {**{id: said for id, said in before.items() if id != "d0"}, str(first.pop("id", "d0")): first}
 
 
 def test_words_add_up_and_are_taken_back() -> None:
