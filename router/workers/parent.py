@@ -557,6 +557,10 @@ class Parent:
         self._watch(worker)
         worker.end.close()
         slot.worker = None
+        # After the grace nobody new is served, so nobody new is needed.
+        replaced = self._stage in ("serving", "grace")
+        if not replaced:
+            self._desert(slot)
         self._board.evict(worker.member)
         self._gone = merge.fold([self._gone, worker.samples])
         self._by_themselves += worker.by_themselves
@@ -578,9 +582,7 @@ class Parent:
             self._tell(Notice(level="error", event="start failed", facts={"worker": worker.number}))
             self._end(status if status > 0 else 1)
             return
-        if self._stage not in ("serving", "grace"):
-            # Nobody new is served, so nobody new is needed.
-            self._desert(slot)
+        if not replaced:
             return
         slot.died_at = now
         slot.due_at = now + delay_s(lived_s, slot.early_deaths)

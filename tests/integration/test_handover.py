@@ -19,7 +19,7 @@ import aiohttp
 import orjson
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
 
 from router.handover import take_over
 from router.simulator import Simulator
@@ -53,13 +53,15 @@ def free_port() -> Any:
 def replaceable(sim: Simulator, *, timeout_s: float = NEVER_S, **general: Any) -> dict[str, Any]:
     """A configuration with a handover; no grace of it would end within a test."""
     drain = {"grace_s": NEVER_S, "timeout_s": timeout_s}
-    return config_of(sim, general={"handover": "handover.sock", "drain": drain, **general})
+    # A provider that is slow because the machine is has no part in this.
+    patient = {"total_timeout_s": 60, "connect_timeout_s": 30, "ready_timeout_s": 30, "allowed_fails": 1000}
+    return config_of(sim, router=patient, general={"handover": "handover.sock", "drain": drain, **general})
 
 
 @asynccontextmanager
 async def session(url: str) -> AsyncIterator[ClientConnection]:
     """A session that has got its first event."""
-    async with asyncio.timeout(PATIENCE_S), connect(url, proxy=None, compression=None) as ws:
+    async with asyncio.timeout(PATIENCE_S), connect(url, proxy=None, compression=None, open_timeout=None) as ws:
         assert await next_type(ws) == "session.created"
         yield ws
 
@@ -109,12 +111,14 @@ class Calls:
             async with session(self.url) as ws:
                 await ws.send(FRAME)
             self.served += 1
+        except InvalidStatus as refused:
+            self.failed[f"{refused.response.status_code}: {refused.response.body!r}"] += 1
         except (OSError, EOFError, WebSocketException, AssertionError) as error:
             self.failed[f"{type(error).__name__}: {error}"] += 1
 
     async def _long(self, begun: asyncio.Event) -> None:
         try:
-            async with connect(self.url, proxy=None, compression=None) as ws:
+            async with connect(self.url, proxy=None, compression=None, open_timeout=PATIENCE_S) as ws:
                 assert await next_type(ws) == "session.created"
                 begun.set()
                 while not self._stopping:
@@ -159,7 +163,8 @@ async def test_replacements_under_load_lose_nothing(sim: Simulator, tmp_path: Pa
                     await until(lambda: calls.served >= before + SESSIONS_PER_S // 2, every_s=0.02)  # noqa: B023 (awaited here)
                 assert sim.stats.active >= 3 * held
                 assert all(one.alive for one in routers)
-        assert calls.failed == {}
+        # With what each router has logged: a failure under load may not come again.
+        assert calls.failed == {}, [dict(Counter(line["event"] for line in router.lines())) for router in routers]
         assert calls.served > SESSIONS_PER_S * (len(workers) - 1) / 2
         for old in routers[:-1]:
             assert await old.end() == 0
