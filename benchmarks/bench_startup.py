@@ -61,7 +61,11 @@ def config() -> dict[str, object]:
     return {
         "model_list": entries,
         "router_settings": {"fallbacks": [{"voice-0": ["voice-1"]}, {"voice-1": ["voice-2"]}]},
-        "general_settings": {"master_key": "rr-0123456789abcdef0123456789abcdef"},
+        "general_settings": {
+            "master_key": "rr-0123456789abcdef0123456789abcdef",
+            # Each run is ended as soon as it has served; a real one's grace is no part of its start.
+            "drain": {"grace_s": 0, "timeout_s": 0},
+        },
     }
 
 

@@ -17,6 +17,8 @@ Where to find what:
     listener/       before the first request: PROXY headers, TLS for clients, the path's prefix
     fleet/          what replicas and workers tell each other, and limits that hold for all of them
     workers/        several processes behind one address; process.py one that serves; serve.py the one or the other
+    drain.py        the stages of an end, departure.py one process on that way; succession.py where listening sockets come from
+                    and go to: handover.py a running router's, systemd.py
     relay/          two transports joined: bytes verbatim, a scanner that follows the frames; accel/ beside router/: its fast
                     path in C
     accounting.py   turns, first audio, usage; events.py what happened → metrics.py, logs.py, tracing.py

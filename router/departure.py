@@ -126,10 +126,11 @@ class Departure:
         self._running = True
         while True:
             self._changed.clear()
+            # Whether anybody is left depends on the stage, so that comes first.
+            self._enter(self.drain.look(idle=False))
             idle = self._idle()
             stage = self.drain.look(idle=idle and not self._follows)
-            if stage != self._stage:
-                self._enter(stage)
+            self._enter(stage)
             if stage == "ending":
                 return
             if idle and self._on_idle is not None and self._idle_told != stage and stage in ("refusing", "leaving"):
@@ -170,6 +171,8 @@ class Departure:
                 await self._changed.wait()
 
     def _enter(self, stage: Stage) -> None:
+        if stage == self._stage:
+            return
         before, self._stage = self._stage, stage
         engine = self._engine
         engine.draining = True

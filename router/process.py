@@ -114,9 +114,9 @@ async def serve_until_signal(
         operations = None if settings.server.ops_listen is None else server.addresses[-1]
         # One that was asked to end meanwhile must not take the place of one that serves.
         if departure.drain.stage == "serving":
+            succession.listening(departure.handed_over)
             say(f"realtime-router listening on {url}" if started is None else started(url))
             tell(Notice(level="info", event="listening", facts=facts_of(settings, url, operations)))
-            succession.listening(departure.handed_over)
             if reloader is not None:
                 reloader.start()
         await departure.run()

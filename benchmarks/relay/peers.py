@@ -126,7 +126,12 @@ def router(place: Place, *, accelerated: bool = False) -> Command:
         params |= {"ca_file": str(place.ca_file), "tls_server_name": SERVER_NAME}
     config = {
         "model_list": [{"model_name": MODEL, "litellm_params": params, "model_info": {"mode": "realtime"}}],
-        "general_settings": {"master_key": place.client_key, "log_format": "json"},
+        "general_settings": {
+            "master_key": place.client_key,
+            "log_format": "json",
+            # Like the other proxies: it ends when it is told to.
+            "drain": {"grace_s": 0, "timeout_s": 0},
+        },
     }
     # JSON is YAML.
     path = place.write("router.yaml", json.dumps(config))

@@ -340,6 +340,10 @@ def _default_model(name: str | None, path: Path, entries: Entries, aliases: Alia
     return find_group(name, path, entries, aliases, report, what="the group")
 
 
+# Linux takes 107; a new router's process id is put behind it until it takes the path over.
+_LONGEST_SOCKET_PATH = 98
+
+
 def _check_general(general: GeneralSettings, server: ServerSettings, path: Path, report: Report) -> None:
     if general.master_key is not None:
         _check_master_key(general.master_key, (*path, "master_key"), report)
@@ -361,6 +365,13 @@ def _check_general(general: GeneralSettings, server: ServerSettings, path: Path,
             "true without trusted_proxies",
             f"the proxies' addresses in {path[0]}.trusted_proxies",
             "only they may say for whom they speak",
+        )
+    if server.handover is not None and (size := len(os.fsencode(server.handover))) > _LONGEST_SOCKET_PATH:
+        report.error(
+            (*path, "handover"),
+            f"a path of {size} bytes",
+            f"at most {_LONGEST_SOCKET_PATH}",
+            "the system has no room for longer ones; it is beside this file unless it begins with a slash",
         )
     if server.metrics_auth and server.keyless:
         report.warn((*path, "metrics_auth"), "true without any key", "a master_key", "it has no effect")

@@ -304,38 +304,46 @@ class Parent:
     def _advance(self) -> None:
         """See where the drain is, and have the workers follow."""
         drain = self._drain
+        # What the workers have said of a stage before does not count.
+        self._enter(drain.look(idle=False))
+        self._enter(drain.look(idle=all(worker.idle for worker in self._workers())))
         now = self._clock()
-        stage = drain.look(idle=all(worker.idle for worker in self._workers()))
-        if stage != self._stage:
-            before, self._stage = self._stage, stage
-            if stage == "ending":
-                self._end(0)
-                return
-            if before == "serving":
-                self._say_draining(stage)
-            elif stage == "refusing":
-                self._say("new sessions are refused")
-            else:
-                self._say("addresses left")
-            self._order()
-            for worker in self._workers():
-                # Of a stage before. Whoever has connected until now may still ask for a session.
-                worker.idle = False
-            if stage == "leaving":
-                # Who waits in them is somebody else's; they must not live on here when that one closes them.
-                self._close_listeners()
-            if stage != "grace":
-                for slot in self._slots:
-                    slot.due_at = math.inf
-                    if slot.worker is None:
-                        self._desert(slot)
-        elif drain.at_once and self._code is not None and self._kill_at > now + KILL_AT_ONCE_AFTER_S:
+        if self._code is None:
+            if now >= self._progress_at:
+                self._progress_at = now + PROGRESS_S
+                gone = self._by_themselves + sum(worker.by_themselves for worker in self._workers())
+                self._say("still draining", left_s=round(drain.left_s, 1), by_themselves=gone, stage=self._stage)
+        elif drain.at_once and self._kill_at > now + KILL_AT_ONCE_AFTER_S:
             self._kill_at = now + KILL_AT_ONCE_AFTER_S
             self._order()
-        if now >= self._progress_at and self._code is None:
-            self._progress_at = now + PROGRESS_S
-            gone = self._by_themselves + sum(worker.by_themselves for worker in self._workers())
-            self._say("still draining", left_s=round(drain.left_s, 1), by_themselves=gone, stage=stage)
+
+    def _enter(self, stage: Stage) -> None:
+        """Do what begins with a stage, if it begins now."""
+        if stage == self._stage:
+            return
+        before, self._stage = self._stage, stage
+        if stage == "ending":
+            self._end(0)
+            return
+        if before == "serving":
+            self._say_draining(stage)
+        elif stage == "refusing":
+            self._say("new sessions are refused")
+        else:
+            self._say("addresses left")
+        for worker in self._workers():
+            # Whoever has connected until now may still ask for a session.
+            worker.idle = False
+        self._order()
+        if stage == "leaving":
+            # Who waits in them is somebody else's; they must not live on here when that one closes them.
+            self._close_listeners()
+        if stage == "grace":
+            return
+        for slot in self._slots:
+            slot.due_at = math.inf
+            if slot.worker is None:
+                self._desert(slot)
 
     def _say_draining(self, stage: Stage) -> None:
         self._progress_at = self._clock() + PROGRESS_S
@@ -611,6 +619,10 @@ class Parent:
         slot.worker = None
         if self._reloads is not None:
             self._reloads.gone(worker)
+        # After the grace nobody new is served, so nobody new is needed.
+        replaced = self._stage in ("serving", "grace")
+        if not replaced:
+            self._desert(slot)
         self._board.evict(worker.member)
         self._gone = merge.fold([self._gone, worker.samples])
         self._by_themselves += worker.by_themselves
@@ -632,9 +644,7 @@ class Parent:
             self._tell(Notice(level="error", event="start failed", facts={"worker": worker.number}))
             self._end(status if status > 0 else 1)
             return
-        if self._stage not in ("serving", "grace"):
-            # Nobody new is served, so nobody new is needed.
-            self._desert(slot)
+        if not replaced:
             return
         slot.died_at = now
         slot.due_at = now + delay_s(lived_s, slot.early_deaths)
@@ -761,6 +771,7 @@ class Parent:
                 self._say_listening()
 
     def _say_listening(self) -> None:
+        self._succession.listening(self._handed_over)
         sockets = self._slots[0].sockets
         url = url_of(address_of(sockets[0]), self._settings.server)
         say(f"realtime-router listening on {url}")
@@ -768,7 +779,6 @@ class Parent:
         facts = facts_of(self._settings, url, operations)
         facts["workers"] = [worker.pid for worker in self._workers()]
         self._tell(Notice(level="info", event="listening", facts=facts))
-        self._succession.listening(self._handed_over)
 
     def _asked(self, worker: Worker, message: Message) -> None:
         number, what = _natural(message, "id"), message.get("what")

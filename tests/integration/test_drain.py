@@ -104,7 +104,7 @@ async def test_in_the_grace_it_is_not_ready_and_serves(sim: Simulator, tmp_path:
             assert (await run_turn(before))[-1] == "response.done"
             # A second signal waits for nothing any more.
             router.signal(signal.SIGTERM)
-            assert await asyncio.gather(ended(before), ended(fresh)) == [(1001, ["error"])] * 2
+            assert [await ended(ws) for ws in (before, fresh)] == [(1001, ["error"])] * 2
         assert await router.end() == 0
         assert router.lines("ending at once")
         stopped = router.lines("stopped")[0]
@@ -288,7 +288,7 @@ async def _a_session_of_each(router: RouterProcess, stack: AsyncExitStack) -> di
     raise AssertionError(f"40 sessions, all of them by worker {next(iter(found))}")
 
 
-WORKERS = {"workers": 2, "log_level": "debug"}
+WORKERS: dict[str, Any] = {"workers": 2, "log_level": "debug"}
 
 
 @linux_only
@@ -302,8 +302,10 @@ async def test_all_workers_drain_as_one(sim: Simulator, tmp_path: Path) -> None:
         assert (line["workers"], line["signal"]) == (2, "SIGTERM")
         # The workers obey the parent's clock, within a moment.
         async with asyncio.timeout(PATIENCE_S):
-            while {await _status(router) for _ in range(8)} != {503}:
-                pass
+            while True:
+                if {await _status(router) for _ in range(8)} == {503}:
+                    break
+                await asyncio.sleep(0.02)
         assert {(await refusal(router))[0] for _ in range(8)} == {503}
         assert "realtime_router_draining 1.0" in (await get(router, "/metrics"))[2]
         for ws in held.values():

@@ -147,6 +147,7 @@ async def world(simulator: SimulatorFactory, tmp_path: Path) -> AsyncIterator[Wo
             "log_level": "debug",
             "log_format": "json",
             "expose_routing": True,
+            "drain": {"grace_s": 0, "timeout_s": 0},
         },
     }
     made.add("openai", "openai/m", works=True, api_key=SECRETS["openai key"], api_base=openai.api_base, organization="org-1")
@@ -409,7 +410,10 @@ async def test_the_admitted_words_of_an_upstream_are_bounded(simulator: Simulato
     secret = SECRETS["openai key"]
     sim = await simulator(api_keys=[secret], faults=[f"close_after_events=1,code=4000,reason={secret}"])
     params = {"model": "openai/m", "api_key": secret, "api_base": sim.api_base}
-    config = {"model_list": [{"model_name": "voice", "litellm_params": params}]}
+    config = {
+        "model_list": [{"model_name": "voice", "litellm_params": params}],
+        "general_settings": {"drain": {"grace_s": 0, "timeout_s": 0}},
+    }
     async with router_process(written(tmp_path, config)) as router:
         port = int(router.http.rpartition(":")[2])
         got = await exchange(port, "/v1/realtime?model=voice", until=secret.encode())

@@ -376,6 +376,8 @@ def test_a_key_for_a_group_that_is_not_served_warns() -> None:
         ("handshake_timeout_s: .inf", "handshake_timeout_s"),
         ("expose_routing: 1", "expose_routing"),
         ("listen: [1]", "listen"),
+        # More than fits into a Unix socket's address.
+        (f"handover: /{'x' * 98}", "handover"),
     ],
 )
 def test_a_wrong_setting_of_the_process_is_an_error(settings: str, path: str) -> None:
