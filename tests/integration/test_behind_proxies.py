@@ -454,7 +454,6 @@ async def test_nginx_asks_the_other_router(authority: Authority, tmp_path: Path,
 
 
 # Remove the mark when SIGTERM lets running sessions go on.
-@pytest.mark.xfail(reason="a router does not drain on SIGTERM yet")
 @EACH
 async def test_a_router_that_is_asked_to_end_is_not_noticed(kind: str, authority: Authority, tmp_path: Path) -> None:
     """From SIGTERM until after the grace every new session is served, the running ones go on, and the process ends with 0."""
@@ -534,7 +533,6 @@ async def test_a_prefix_that_the_proxy_takes_away(kind: str, behind: Backends, a
 
 
 # What is missing here is the router's side: remove the mark when it serves under general_settings.root_path.
-@pytest.mark.xfail(reason="general_settings.root_path is not served yet", raises=InvalidStatus)
 @EACH
 async def test_a_prefix_that_the_proxy_passes_on(kind: str, authority: Authority, tmp_path: Path) -> None:
     """``/voice/v1/realtime`` outside is the same inside, where the router's paths begin with it; health checks know that."""

@@ -33,7 +33,6 @@ EACH = pytest.mark.parametrize("kind", KINDS)
 PATIENCE_S = 20.0
 _SIGNATURE_2 = b"\r\n\r\n\x00\r\nQUIT\n"
 # Remove it when general_settings.proxy_protocol is served.
-LISTENER = pytest.mark.xfail(reason="general_settings.proxy_protocol is not served yet")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +110,6 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
         yield made
 
 
-@LISTENER
 @EACH
 async def test_sessions_with_the_clients_real_address(
     kind: str, behind: Backends, authority: Authority, tmp_path: Path
@@ -128,7 +126,6 @@ async def test_sessions_with_the_clients_real_address(
             assert (record["client"], record["client_code"]) == (CLIENT, 4001)
 
 
-@LISTENER
 async def test_without_the_header_there_is_no_session(behind: Backends) -> None:
     """A connection that begins with a request is closed, whoever it is of."""
     await behind.accepting()
