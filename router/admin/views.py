@@ -84,11 +84,12 @@ class Views:
         """Every group with its deployments and their live state."""
         groups = {name: self._group(name, group) for name, group in self._engine.pool.groups.items()}
         # Those that are gone from the file, as long as their sessions run; their group may be gone as well.
-        for deployment in self._engine.pool.deployments:
+        for deployment in self._engine.pool.leaving:
+            if not deployment.sessions:
+                continue
             name = deployment.settings.group
             entry = groups.setdefault(name, {"group": name, "strategy": "", "fallbacks": [], "aliases": [], "deployments": []})
-            if all(one["id"] != deployment.id for one in entry["deployments"]):
-                entry["deployments"].append(self.deployment(deployment))
+            entry["deployments"].append(self.deployment(deployment))
         return {"generation": self._engine.generation, "fleet": self.fleet(), "groups": list(groups.values())}
 
     def _group(self, name: str, group: Group) -> dict[str, Any]:

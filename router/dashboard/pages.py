@@ -5,7 +5,7 @@
     GET  /dashboard/login              whether a login is needed and whether there is one, with its token
     POST /dashboard/login              {"key": …} → the cookie
     POST /dashboard/logout             ends it, in this browser
-    POST /admin/tickets                a ticket for one session
+    POST /dashboard/tickets            a ticket for one session
     GET  /dashboard/realtime           WebSocket; the ticket among its subprotocols
 
 A session of the playground is one like any other, with another way to say whose it is.
@@ -123,7 +123,7 @@ class Dashboard:
             web.get("/dashboard/login", self.state),
             web.post("/dashboard/login", self.login),
             web.post("/dashboard/logout", self.logout),
-            web.post("/admin/tickets", self.ticket),
+            web.post("/dashboard/tickets", self.ticket),
             web.get("/dashboard/realtime", self.play),
             web.get("/dashboard/{version:[0-9a-f]{16}}/{path:.+}", self.file),
         ]

@@ -277,6 +277,7 @@ class Parent:
             workers=self._settings.server.workers,
             watch=self._watch_socket,
             tell=self._tell,
+            generation=lambda: 1 if self._reloads is None else self._reloads.generation,
         )
         clients, operators = succession.clients, succession.operators
         self._clients = len(clients[0])

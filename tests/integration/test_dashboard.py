@@ -56,7 +56,7 @@ class Visitor:
 
     async def ticket(self) -> str:
         """A fresh ticket."""
-        answer = await self.ask("/admin/tickets", method="POST", json={})
+        answer = await self.ask("/dashboard/tickets", method="POST", json={})
         assert answer.status == 200, await answer.text()
         return str((await answer.json())["ticket"])
 
@@ -257,7 +257,7 @@ async def test_a_router_without_keys_needs_no_login_and_serves_its_own_page_alon
         assert (await router.request("/admin/deployments")).status == 200
         for headers in ({"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "", "Origin": "http://evil.example"}):
             assert (await page.ask("/admin/deployments", **headers)).status == 403
-            assert (await page.ask("/admin/tickets", method="POST", json={}, **headers)).status == 403
+            assert (await page.ask("/dashboard/tickets", method="POST", json={}, **headers)).status == 403
         for headers in ({"Host": "router.example"}, {"X_Forwarded_For": "198.51.100.7"}):
             assert (await page.ask("/", **headers)).status == 403
 
@@ -315,10 +315,10 @@ async def test_a_ticket_serves_once_its_login_and_the_own_page(simulator: Simula
 async def test_a_ticket_needs_a_login(simulator: SimulatorFactory) -> None:
     """Without the cookie there is none, and without an origin neither; the master key itself needs none."""
     async with running_router(config_of(await simulator(), general=KEYED)) as router, visitor(router) as page:
-        assert (await page.ask("/admin/tickets", method="POST", json={})).status == 401
+        assert (await page.ask("/dashboard/tickets", method="POST", json={})).status == 401
         await page.login()
-        assert (await page.ask("/admin/tickets", method="POST", json={}, Origin="")).status == 400
-        assert (await page.ask("/admin/tickets", method="POST", json={}, x_router_csrf="x")).status == 403
+        assert (await page.ask("/dashboard/tickets", method="POST", json={}, Origin="")).status == 400
+        assert (await page.ask("/dashboard/tickets", method="POST", json={}, x_router_csrf="x")).status == 403
 
 
 async def test_the_playground_follows_its_own_origin_and_not_the_clients(simulator: SimulatorFactory) -> None:
@@ -378,7 +378,7 @@ async def test_a_new_master_key_ends_the_login(simulator: SimulatorFactory, tmp_
             answer = await page.ask("/admin/reload", method="POST", json={})
             assert answer.status == 200, await answer.text()
             assert (await page.ask("/admin/deployments")).status == 401
-            assert (await page.ask("/admin/tickets", method="POST", json={})).status == 401
+            assert (await page.ask("/dashboard/tickets", method="POST", json={})).status == 401
             assert (await (await page.ask("/dashboard/login")).json())["logged_in"] is False
             assert (await page.login()).status == 401
             assert (await page.login(MASTER + "-rotated")).status == 200

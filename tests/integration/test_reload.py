@@ -83,6 +83,12 @@ async def test_an_edited_file_is_followed(simulator: SimulatorFactory, tmp_path:
         assert first.stats.active == 1 and await metric(router, "deployment_state", deployment="first", state="draining") == 1
         assert await metric(router, "config_generation") == 2
         assert await metric(router, "config_reloads_total", result="success", trigger="file") == 1
+        async with aiohttp.ClientSession() as http, http.get(f"{router.http}/admin/deployments") as response:
+            (group,) = (await response.json())["groups"]
+        assert [(one["id"], one["removed"], one["sessions"]) for one in group["deployments"]] == [
+            ("second", False, 0),
+            ("first", True, 1),
+        ]
 
 
 async def test_a_config_map_is_followed(simulator: SimulatorFactory, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class Talk {
 
   async connect() {
     try {
-      const { ticket } = await post("admin/tickets");
+      const { ticket } = await post("dashboard/tickets");
       if (this.left) return;
       this.began = performance.now();
       this.socket = new WebSocket(sessionUrl(this.group), ["realtime", `router-ticket.${ticket}`]);
