@@ -446,8 +446,16 @@ async def run_command(argv: tuple[str, ...], *, timeout_s: float) -> bytes:
     """
     where = f"azure_ad_token_command {argv[0]!r}"
     loop = asyncio.get_running_loop()
+    # A task of its own: when its start is cancelled, asyncio kills the command alone, and waits for whoever has inherited its pipes.
+    start = loop.create_task(
+        loop.subprocess_exec(_Output, *argv, stdin=asyncio.subprocess.DEVNULL, start_new_session=True)
+    )
     try:
-        transport, output = await loop.subprocess_exec(_Output, *argv, stdin=asyncio.subprocess.DEVNULL, start_new_session=True)
+        transport, output = await asyncio.shield(start)
+    except asyncio.CancelledError:
+        with contextlib.suppress(OSError, ValueError):
+            await _end(*await start)
+        raise
     except (OSError, ValueError) as exc:
         reason = (exc.strerror if isinstance(exc, OSError) else None) or "an unusable argument"
         raise TokenError(f"{where}: cannot be started: {reason.lower()}") from exc

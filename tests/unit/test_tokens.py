@@ -385,6 +385,30 @@ async def test_nothing_is_left_running(how: str, tmp_path: Path, make_command: C
         await eventually(lambda pid=int(pid): not is_alive(pid))  # type: ignore[misc]  # mypy infers no lambda defaults
 
 
+def held_up() -> None:
+    """Keep the event loop from everything: a command that was started gets further than the loop knows."""
+    time.sleep(0.02)
+
+
+@needs_proc
+async def test_a_start_that_is_cancelled_leaves_nothing_either(tmp_path: Path) -> None:
+    """Whenever it is cancelled: a child that holds the pipe is not waited for, and does not stay behind."""
+    for turns in range(12):
+        pids = tmp_path / str(turns)
+        code = 'sleep 600 & echo "$$ $!" > "$1.new"; mv "$1.new" "$1"; wait'
+        run = asyncio.create_task(run_command(("/bin/sh", "-c", code, "sh", str(pids)), timeout_s=WAIT_S))
+        for _ in range(turns):
+            # Turns of the loop between the start's steps.
+            await asyncio.sleep(0)
+        held_up()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(run, WAIT_S)
+        if pids.exists():
+            for pid in pids.read_text().split():
+                await eventually(lambda pid=int(pid): not is_alive(pid))  # type: ignore[misc]  # mypy infers no lambda defaults
+
+
 @needs_proc
 async def test_a_child_that_keeps_the_pipe(tmp_path: Path) -> None:
     """A command that ends and leaves a child holding its output is not waited for beyond the limit, and the child is killed."""
