@@ -446,7 +446,7 @@ async def run_command(argv: tuple[str, ...], *, timeout_s: float) -> bytes:
     """
     where = f"azure_ad_token_command {argv[0]!r}"
     loop = asyncio.get_running_loop()
-    # A task of its own: when its start is cancelled, asyncio kills the command alone, and waits for whoever has inherited its pipes.
+    # A task of its own: when a start is cancelled, asyncio kills the command alone and waits for whoever has inherited its pipes.
     start = loop.create_task(
         loop.subprocess_exec(_Output, *argv, stdin=asyncio.subprocess.DEVNULL, start_new_session=True)
     )
