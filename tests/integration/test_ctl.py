@@ -355,7 +355,7 @@ async def answering(body: bytes, *, status: int = 200) -> AsyncIterator[str]:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_head(reader)
-        writer.write(b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
+        writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
         await writer.drain()
 
     async with raw_server(answer) as base:
@@ -389,5 +389,5 @@ async def test_an_endless_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
 async def test_an_answer_of_another_form_is_told_in_words(status: int, body: bytes) -> None:
     """Nested beyond all bounds, or of a form that no router writes: an error of the command, and no traceback."""
     async with answering(body, status=status) as base, connected(base, key=None) as client:
-        with pytest.raises(CtlError, match="no admin API|refused"):
+        with pytest.raises(CtlError, match=r"no admin API|refused"):
             await client.get("config")
