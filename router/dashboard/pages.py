@@ -25,7 +25,7 @@ from aiohttp import web
 
 from router import handshake
 from router._version import __version__
-from router.app import Identify, Spend, client_of, json_response, request_head, scheme_of
+from router.app import Identify, Spend, client_of, json_response, peer_address, request_head, scheme_of
 from router.auth import Authenticator, Principal
 from router.config.settings import Secret, ServerSettings
 from router.dashboard.files import StaticFile, static_files
@@ -271,5 +271,5 @@ class Dashboard:
     def _head(self, request: web.Request) -> tuple[handshake.RequestHead, ServerSettings]:
         head, server = request_head(request), self._server_of()
         if server.keyless:
-            handshake.check_keyless(head)
+            handshake.check_keyless(head, peer=peer_address(request))
         return head, server
