@@ -111,15 +111,16 @@ async def test_what_can_be_done(router: RouterProcess) -> None:
     assert {act["principal"] for act in acts} == {"master"} and MASTER not in bytes(router.err).decode()
 
 
-async def test_what_cannot_be_done(router: RouterProcess) -> None:
+async def test_what_cannot_be_done(router: RouterProcess, tmp_path: Path) -> None:
     """Exit code 1 with the router's words when it refuses, 2 when the command line is wrong; never a traceback."""
     refusals: dict[tuple[str, ...], str] = {
         ("drain", "fisrt"): "id: found 'fisrt', expected one of 'first'",
         ("end", "rs_x"): "session: found 'rs_x', expected",
         ("end", "rs_x", "--code", "1005"): "code: found 1005, expected a close code that may be sent",
         ("session", "../config"): "expected the id of a session",
-        ("reload",): "The configuration was not read again",
+        ("reload",): "model_list: found",
     }
+    written(tmp_path, "model_list: 5")
     for arguments, words in refusals.items():
         code, out, err = await ctl(router, *arguments)
         assert (code, out) == (1, "") and words in err and "Traceback" not in err, (arguments, err)
