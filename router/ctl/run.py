@@ -13,8 +13,8 @@ from rich.console import Console
 
 from router.config.source import printable
 from router.ctl.client import Client, CtlError, connected
-from router.ctl.commands import Target
 from router.ctl.tables import TABLES, Document
+from router.ctl.target import Target
 
 Request = Callable[[Client], Awaitable[dict[str, Any]]]
 T = TypeVar("T")

@@ -14,7 +14,6 @@ from rich.live import Live
 from rich.text import Text
 
 from router.ctl.client import Client, CtlError, connected
-from router.ctl.commands import Target
 from router.ctl.run import console, guarded, rendered
 from router.ctl.tables import (
     STATE_STYLES,
@@ -28,6 +27,7 @@ from router.ctl.tables import (
     text,
     why_of,
 )
+from router.ctl.target import Target
 
 _REFRESH_S: Final = 1.0
 # Sessions that are asked for: more than a screen shows, so that rates are of nearly all.
