@@ -7,7 +7,7 @@ A session, end to end:
 
 Where to find what:
 
-    app.py          the HTTP surface; cli.py the commands; config/ the YAML
+    app.py          the HTTP surface, in the words of web.py; cli.py the commands; config/ the YAML
     handshake.py    upgrade request → what the client wants; auth.py key → principal
     engine.py       one session from its search to its record; the pieces below put together
     routing.py      the attempt loop; retry.py what a failure means; pool.py the deployments with their state:

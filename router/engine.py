@@ -9,7 +9,6 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import cast
 
 from router.accounting import Accounting
@@ -36,10 +35,9 @@ from router.fleet.exchange import Exchange
 from router.fleet.picture import Picture
 from router.generations import Change, change_of
 from router.health import Prober
-from router.live import Live
-from router.pool import Deployment, Group, Pool
+from router.live import Live, Request
+from router.pool import Deployment, Pool
 from router.providers import ErrorKind, error_kind
-from router.providers.base import Forward
 from router.relay.contract import SessionEnd, error_event
 from router.relay.leg import Leg
 from router.relay.relay import Relay
@@ -49,7 +47,7 @@ from router.routing import Opened, Routing, Search
 from router.tasks import Tasks
 from router.upstream import Dialer
 from router.usage import Usage
-from strategies.base import Call, Freshness
+from strategies.base import Freshness
 
 # How often a running session's counts reach the observers, so that metrics of hour-long calls move.
 TRAFFIC_INTERVAL_S = 5.0
@@ -78,29 +76,6 @@ def where(settings: FleetSettings) -> str:
 def new_session_id() -> str:
     """A random id, safe in headers and logs."""
     return "rs_" + secrets.token_hex(10)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What a session asks for.
-
-    Attributes:
-        session: its id.
-        group: where it starts.
-        principal: whose key it was.
-        client: address, for the log.
-        call: for strategies.
-        forward: group → what travels upstream.
-        trace: see ``events.SessionStarted``.
-    """
-
-    session: str
-    group: Group
-    principal: Principal
-    client: str
-    call: Call
-    forward: Callable[[Group], Forward]
-    trace: Mapping[str, str] | None = None
 
 
 # Given the upstream that was found, sends the client's 101; returns its leg and what came behind the request.

@@ -28,10 +28,11 @@ from router.auth import Principal
 from router.config import load, load_text
 from router.config.report import quoted
 from router.config.settings import Settings
-from router.engine import Engine, Request, new_session_id
+from router.engine import Engine, new_session_id
 from router.errors import ConfigError, Problem, UnknownModel
 from router.events import Notice, Observer, Observers
 from router.handshake import allowed_part
+from router.live import Request
 from router.local import BINARY, TEXT, LocalTransport, SessionClosed
 from router.pool import Group
 from router.providers import PROVIDERS

@@ -1,18 +1,45 @@
-"""A session as long as it lasts: what an operator can ask of it, and how an operator ends it."""
+"""A session as long as it lasts: what it asks for, what an operator can ask of it, and how an operator ends it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from router.auth import Principal
+from router.pool import Group
+from router.providers.base import Forward
 from router.relay.contract import error_event
 from router.relay.relay import Relay
 from router.routing import Opened, Search
+from strategies.base import Call
 
 if TYPE_CHECKING:
     from router.accounting import Accounting
-    from router.engine import Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a session asks for.
+
+    Attributes:
+        session: its id.
+        group: where it starts.
+        principal: whose key it was.
+        client: address, for the log.
+        call: for strategies.
+        forward: group → what travels upstream.
+        trace: see ``events.SessionStarted``.
+    """
+
+    session: str
+    group: Group
+    principal: Principal
+    client: str
+    call: Call
+    forward: Callable[[Group], Forward]
+    trace: Mapping[str, str] | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -25,7 +25,6 @@ from aiohttp import web
 
 from router import handshake
 from router._version import __version__
-from router.app import Identify, Spend, client_of, json_response, peer_address, request_head, scheme_of
 from router.auth import Authenticator, Principal
 from router.config.settings import Secret, ServerSettings
 from router.dashboard.files import StaticFile, static_files
@@ -44,6 +43,7 @@ from router.dashboard.login import (
 )
 from router.errors import AuthenticationFailed, BadHandshake, PermissionDenied, TooManyLogins
 from router.events import Notice, Observers
+from router.web import Identify, Spend, client_of, json_response, peer_address, request_head, scheme_of
 
 _MOST_LOGIN_BYTES: Final = 16 * 1024
 _POLICY: Final = "; ".join(

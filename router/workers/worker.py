@@ -276,7 +276,7 @@ class _Worker:
         return document
 
     async def _spend(self, nonce: str) -> bool:
-        """``router.app.Spend``: any worker may get the ticket that another one gave."""
+        """``router.web.Spend``: any worker may get the ticket that another one gave."""
         answer = await self._end.ask("ticket", timeout_s=_GATHER_TIMEOUT_S, nonce=nonce)
         return answer.get("first") is True
 

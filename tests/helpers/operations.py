@@ -15,10 +15,11 @@ from typing import Any, cast
 import orjson
 from aiohttp import web
 
-from router.app import Surface, in_json, json_response, request_head
+from router.app import Surface
 from router.dashboard.login import principal_of
 from router.dashboard.pages import Dashboard
 from router.errors import AuthenticationFailed
+from router.web import in_json, json_response, request_head
 from tests.helpers.running import RunningRouter
 
 Document = dict[str, Any]

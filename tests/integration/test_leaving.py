@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from router.auth import Principal
-from router.engine import Request
 from router.errors import RouterError, UpstreamError
 from router.events import Attempt, SessionRecord
+from router.live import Request
 from router.providers.base import Forward
 from router.relay.leg import Leg
 from router.routing import Opened, Search

@@ -19,11 +19,12 @@ import pytest
 from aiohttp import web
 from websockets.asyncio.client import ClientConnection, connect
 
-from router.app import Surface, client_of, json_response, scheme_of
+from router.app import Surface
 from router.events import Event, Notice, SessionRecord
 from router.simulator import Simulator
 from router.simulator.pytest_plugin import SimulatorFactory
 from router.tlstransport import TlsTransport
+from router.web import client_of, json_response, scheme_of
 from tests.helpers.parts import NODE_DIR, require
 from tests.helpers.processes import router_process, run, written
 from tests.helpers.raw import CLOSE, SESSION_CREATED, TEXT, encode, on_both_loops, raw_upstream, upgrade_request
