@@ -114,7 +114,8 @@ class Client:
             raise self._no_router(status)
         if status == 422:
             problems = document.get("config", {}).get("last_reload", {}).get("errors", [])
-            texts = "\n".join(printable(str(problem.get("text", "")), 500) for problem in problems)
+            # The message ends with the first one.
+            texts = "\n".join(printable(str(problem.get("text", "")), 500) for problem in problems[1:])
             raise CtlError(f"{message}\n{texts}" if texts else message)
         raise CtlError(message or f"{self.where} answers with HTTP {status}.")
 
