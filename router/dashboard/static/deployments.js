@@ -110,7 +110,7 @@ function minuteOf(one) {
 
 const figure = (one, name, value, plotted) => [
   h("span", { class: "value" }, latency(value)),
-  plotted ? h("span", { class: "spark", "aria-hidden": "true", hook: plotOf(one.id, name) }) : null,
+  plotted && Number.isFinite(value) ? h("span", { class: "spark", "aria-hidden": "true", hook: plotOf(one.id, name) }) : null,
 ];
 
 // --- what can be done ----------------------------------------------------------------------------
