@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -28,6 +28,7 @@ from router._version import __version__
 from router.errors import Overloaded, RouterError
 from router.fleet.beat import Fleet
 from router.pool import Deployment
+from router.relay.contract import Cause
 from router.retry import Outcome
 from router.usage import USAGE_FIELDS
 from strategies.base import Freshness
@@ -50,6 +51,7 @@ _BLAMELESS: Final = frozenset({Outcome.READY, Outcome.RATE_LIMITED, Outcome.CLIE
 _REASONS: Final = tuple(outcome.value for outcome in Outcome if outcome not in _BLAMELESS)
 _SIDES: Final = frozenset({"client", "upstream"})
 _WHO: Final = _SIDES | {"router"}
+_CAUSES: Final = frozenset(get_args(Cause))
 _PHASES: Final = frozenset({"waiting", "idle", "turn"})
 _LEVELS: Final = frozenset({"debug", "info", "warning", "error"})
 # RFC 6455 §7.4.1 and the IANA registry. What is not here and below 3000 is not for applications, so nobody should send it.
@@ -220,6 +222,9 @@ class Metrics:
         self._active = self._make(Gauge, "sessions_active", "Sessions under way, those that wait included.", group)
         self._started = self._make(Counter, "sessions_started", "Sessions that began.", group)
         self._ended = self._make(Counter, "sessions_ended", "Sessions that ended.", (*group, "who", "phase", "code"))
+        self._ended_by_us = self._make(
+            Counter, "sessions_ended_by_router", "Sessions with an upstream that the router ended.", (*group, "cause")
+        )
         self._seconds = self._make(
             Histogram, "session_seconds", "Length of sessions that had an upstream.", group, buckets=_SESSION_BUCKETS_S
         )
@@ -356,6 +361,9 @@ class Metrics:
         group = _label(event.group)
         self._child(self._active, group).dec()
         self._child(self._ended, group, _one_of(event.who, _WHO), _one_of(event.phase, _PHASES), end_code(event)).inc()
+        if event.who == "router" and event.status == 101:
+            # The close code is the same for most causes.
+            self._child(self._ended_by_us, group, _one_of(event.cause, _CAUSES)).inc()
         # The lengths of sessions that never had an upstream would hide those of the ones that had.
         if event.deployment:
             self._child(self._seconds, group).observe(event.seconds)

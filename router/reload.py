@@ -196,6 +196,7 @@ class Reloader:
         self._seen: watch.Marks = {**watch.marks_of(loaded.files), **source.seen}
         self._reading = asyncio.Lock()
         self._tasks = Tasks(on_error=self._failed)
+        self._watching: asyncio.Task[None] | None = None
 
     async def describe(self) -> Mapping[str, Any]:
         """Return what is known of the generations, as the admin API shows it."""
@@ -203,7 +204,8 @@ class Reloader:
 
     def start(self) -> None:
         """Begin to watch the file, if it is to be."""
-        self._tasks.spawn(self._watch(), name="watch the configuration")
+        if self._settings.server.watch and (self._watching is None or self._watching.done()):
+            self._watching = self._tasks.spawn(self._watch(), name="watch the configuration")
 
     def request(self, trigger: str) -> None:
         """Have the configuration read again soon; for signals."""
@@ -222,8 +224,9 @@ class Reloader:
     async def _watch(self) -> None:
         async with contextlib.aclosing(watch.changes(lambda: self._files, on_blind=self._blind)) as changes:
             async for _ in changes:
-                # It may be switched off by a generation, and on again by the next one, which a signal has to bring.
-                if not self._settings.server.watch or await self._unchanged():
+                if not self._settings.server.watch:
+                    return
+                if await self._unchanged():
                     continue
                 await watch.settled(self._files)
                 if not await self._unchanged():
@@ -256,6 +259,8 @@ class Reloader:
             self._refused(trigger, (unexpected(self._source, error),), prepared.warnings)
             return
         self._settings = settings
+        # It may have been off, and this brought by a signal.
+        self.start()
         history.accepted(
             trigger=trigger,
             at=time.time(),

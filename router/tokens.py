@@ -447,8 +447,10 @@ async def run_command(argv: tuple[str, ...], *, timeout_s: float) -> bytes:
     where = f"azure_ad_token_command {argv[0]!r}"
     loop = asyncio.get_running_loop()
     # A task of its own: when a start is cancelled, asyncio kills the command alone and waits for whoever has inherited its pipes.
-    start = loop.create_task(
-        loop.subprocess_exec(_Output, *argv, stdin=asyncio.subprocess.DEVNULL, start_new_session=True)
+    start = Tasks(on_error=_nobody).spawn(
+        loop.subprocess_exec(_Output, *argv, stdin=asyncio.subprocess.DEVNULL, start_new_session=True),
+        name="start of a token command",
+        expected=(Exception,),
     )
     try:
         transport, output = await asyncio.shield(start)
@@ -472,6 +474,10 @@ async def run_command(argv: tuple[str, ...], *, timeout_s: float) -> bytes:
     if status != 0:
         raise TokenError(f"{where}: ended with status {status}{_error_hint(bytes(output.stderr))}")
     return bytes(output.stdout)
+
+
+def _nobody(name: str, error: Exception) -> None:
+    """Whoever awaits the task hears of it."""
 
 
 async def _end(transport: asyncio.SubprocessTransport, output: _Output) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from grafana.source.kit import (
     DEPLOYMENT,
-    GREEN,
     GROUP,
     HERE,
-    ORANGE,
     RED,
     YELLOW,
     Json,
@@ -184,16 +182,10 @@ def board() -> Json:
         ),
         graph(
             "Ended by the router, with an upstream",
-            "Time limits (idle_timeout_s, max_session_s), drains and operators, a second. In phase turn somebody was cut off.",
-            [
-                q(
-                    f'sum by (group, phase) (rate({ENDED},who="router",phase=~"idle|turn"}}[$__rate_interval]))',
-                    "{{group}} {{phase}}",
-                )
-            ],
+            "By cause, a second: time limits (idle_timeout, max_session), drains (shutdown), operators (admin).",
+            [q(rate("realtime_router_sessions_ended_by_router_total", "group, cause"), "{{group}} {{cause}}")],
             unit="cps",
             stacked=True,
-            colors={"idle": GREEN, "turn": ORANGE},
         ),
         graph(
             "Requests refused",

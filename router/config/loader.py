@@ -31,7 +31,6 @@ from router.config.settings import (
 )
 from router.config.source import MAX_BYTES, Document, Path, decode, parse, printable
 from router.errors import ConfigError, Problem
-from router.listener.certificate import UnfitCertificate, server_context
 
 # Keys that stand in documentation and examples; whoever scans for open routers tries them first.
 _WELL_KNOWN_KEYS = frozenset(
@@ -323,6 +322,9 @@ def _tls(tls: ListenTls | None, path: Path, report: Report, *, folder: str) -> L
     key_file = None if tls.key_file is None else os.path.join(folder, tls.key_file)
     settings = ListenTlsSettings(cert_file=os.path.join(folder, tls.cert_file), key_file=key_file)
     if not report.told_at(path):
+        # ssl takes long to load, and most files have no use for it.
+        from router.listener.certificate import UnfitCertificate, server_context
+
         try:
             server_context(settings)
         except UnfitCertificate as unfit:

@@ -117,7 +117,6 @@ async def test_what_cannot_be_done(router: RouterProcess) -> None:
         ("end", "rs_x"): "session: found 'rs_x', expected",
         ("end", "rs_x", "--code", "1005"): "code: found 1005, expected a close code that may be sent",
         ("session", "../config"): "expected the id of a session",
-        ("reload",): "The configuration was not read again",
     }
     for arguments, words in refusals.items():
         code, out, err = await ctl(router, *arguments)
@@ -136,6 +135,25 @@ async def test_what_cannot_be_done(router: RouterProcess) -> None:
     ):
         code, out, err = await ctl(router, *arguments)
         assert (code, out) == (2, "") and err and "Traceback" not in err and "secret" not in err, (arguments, err)
+
+
+def rewritten(path: Path, text: str) -> str:
+    """Write a file anew; return what was in it."""
+    before = path.read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    return before
+
+
+async def test_a_file_that_is_refused(router: RouterProcess) -> None:
+    """Exit code 1 with each problem and its line; a good file is taken with the next word."""
+    _, out, _ = await ctl(router, "config", "--json")
+    path = Path(json.loads(out)["file"])
+    good = rewritten(path, "model_list: 5\n")
+    code, out, err = await ctl(router, "reload")
+    assert code == 1 and f"{path}:1: model_list: found 5, expected a list of deployments" in " ".join(err.split())
+    rewritten(path, good)
+    code, out, err = await ctl(router, "reload")
+    assert (code, err) == (0, "") and "generation" in out
 
 
 async def test_who_cannot_be_reached(router: RouterProcess, simulator: SimulatorFactory) -> None:

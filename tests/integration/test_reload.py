@@ -195,6 +195,12 @@ async def test_watching_can_be_switched_off(sim: Simulator, tmp_path: Path) -> N
         router.signal(signal.SIGHUP)
         assert (await router.logged("configuration applied"))["trigger"] == "signal"
         assert len(router.lines("configuration applied")) == 1
+        # And on again, by a signal; what is written from then on is seen.
+        replace_file(path, config_of(sim, general={"watch": True}))
+        router.signal(signal.SIGHUP)
+        await router.logged("configuration applied", 2)
+        replace_file(path, config_of(sim, general={"watch": True, "expose_routing": True}))
+        assert (await router.logged("configuration applied", 3))["trigger"] == "file"
 
 
 async def test_a_flood_of_signals_is_worked_off(sim: Simulator, tmp_path: Path) -> None:

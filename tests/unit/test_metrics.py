@@ -120,6 +120,8 @@ EVERY_EVENT: tuple[events.Event, ...] = (
         deployment="d1", group="voice", usage=Usage(total=30, input=20, output=10, cached=5, transcription_seconds=1.5)
     ),
     record_of(),
+    STARTED,
+    record_of(who="router", cause="idle_timeout"),
     events.Ejected(deployment="d1", group="voice", reason="timeout", seconds=30.0, in_a_row=1),
     events.DeploymentGone(deployment="never-there", group="voice", with_group=False),
     events.Reloaded(trigger="file", generation=2, at=1.7e9),
