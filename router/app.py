@@ -366,7 +366,7 @@ class Surface:
         if self._server.metrics_auth:
             self._require_master(request)
         elif self._server.keyless:
-            handshake.check_keyless(request_head(request))
+            handshake.check_keyless(request_head(request), peer=peer_address(request))
         page = self._render_metrics(request.headers.get("Accept", ""))
         if not isinstance(page, tuple):
             try:
@@ -402,7 +402,7 @@ class Surface:
     def _identify(self, request: web.Request) -> Principal:
         head = request_head(request)
         if self._server.keyless:
-            handshake.check_keyless(head)
+            handshake.check_keyless(head, peer=peer_address(request))
         return self._authenticator.authenticate(handshake.credentials(head))
 
     def _require_master(self, request: web.Request) -> Principal:

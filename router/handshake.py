@@ -195,7 +195,7 @@ def parse(request: RequestHead, server: ServerSettings, *, peer: str) -> Upgrade
     """
     check_upgrade(request)
     if server.keyless:
-        check_keyless(request)
+        check_keyless(request, peer=peer)
     check_origin(request, server)
 
     parameters = _parameters(request.query)
@@ -436,11 +436,16 @@ def origin_allowed(origin: str | None, host: str | None, allowed_origins: Sequen
     return own is not None and own[1:] == (origin_host, origin_port)
 
 
-def check_keyless(request: RequestHead) -> None:
+def check_keyless(request: RequestHead, *, peer: str) -> None:
     """Do nothing when a request may use a router that has no keys: it comes from this host and through no proxy.
 
     ``Host`` is checked against pages whose name was made to resolve to 127.0.0.1; the traces of a proxy, because behind one
-    the whole world comes from this host.
+    the whole world comes from this host. The peer, because the configuration knows only the addresses that it names: a socket
+    that systemd or another router handed in may be open to the world, and ``Host`` is what its sender makes of it.
+
+    Args:
+        request: as it arrived.
+        peer: address at the other end of the TCP connection.
 
     Raises:
         PermissionDenied: it may not.
@@ -453,7 +458,8 @@ def check_keyless(request: RequestHead) -> None:
                 "Set general_settings.master_key to use it behind a proxy."
             )
     hosts = request.values("host")
-    if len(hosts) != 1 or not _is_loopback_host(hosts[0]):
+    address = _address(peer)
+    if len(hosts) != 1 or not _is_loopback_host(hosts[0]) or address is None or not address.is_loopback:
         raise PermissionDenied(
             "The router has no keys and serves this host only: connect to localhost or 127.0.0.1, or set "
             "general_settings.master_key."

@@ -105,6 +105,9 @@ class Report:
         # A comparison with every known key: not worth its time for problems that are not going to be told.
         hint = nearest(key, known) if len(self.errors) < MAX_PROBLEMS else ""
         self.error(path, f"the unknown key {quoted(key)}", "a key of this section", hint)
+        if _SECRET_LOOK.search(key):
+            # A colon behind a pasted secret makes it a key; the line says where it is.
+            self.errors[-1] = replace(self.errors[-1], path=format_path((*path[:-1], "***")))
 
     def told_at(self, path: Sequence[str | int]) -> bool:
         """Whether there is an error at ``path`` or below it already; another one there would be its consequence."""

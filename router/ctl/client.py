@@ -78,8 +78,7 @@ class Client:
         target = URL(f"{self.where}/admin/{pieces}", encoded=True)
         try:
             async with self._session.request(method, target, allow_redirects=False, **options) as response:
-                data = await response.content.read(_MOST_BYTES)
-                return self._read(response.status, data)
+                return self._read(response.status, await self._whole(response))
         except aiohttp.ClientConnectorCertificateError as error:
             reason = printable(str(error.certificate_error), 200)
             raise CtlError(f"{self.where}: its certificate is not trusted: {reason}. --ca-file names who signed it.") from None
@@ -96,10 +95,19 @@ class Client:
         except (aiohttp.ClientError, OSError) as error:
             raise CtlError(f"{self.where}: the answer was cut off or is no HTTP ({type(error).__name__}).") from None
 
+    async def _whole(self, response: aiohttp.ClientResponse) -> bytes:
+        """Return the body; a stream's ``read`` would return what has come by now."""
+        data = bytearray()
+        while chunk := await response.content.readany():
+            data += chunk
+            if len(data) > _MOST_BYTES:
+                raise CtlError(f"{self.where}: found an answer of more than {_MOST_BYTES >> 20} MiB, expected a shorter one.")
+        return bytes(data)
+
     def _read(self, status: int, data: bytes) -> dict[str, Any]:
         try:
             document = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         error = document.get("error") if isinstance(document, dict) else None
         if not isinstance(document, dict) or (status != 200 and not isinstance(error, dict)):
@@ -113,9 +121,12 @@ class Client:
         if status == 404 and error.get("code") == "not_found" and error.get("param") is None:
             raise self._no_router(status)
         if status == 422:
-            problems = document.get("config", {}).get("last_reload", {}).get("errors", [])
-            # The message ends with the first one.
-            texts = "\n".join(printable(str(problem.get("text", "")), 500) for problem in problems[1:])
+            try:
+                # The message ends with the first of them.
+                more = document["config"]["last_reload"]["errors"][1:]
+                texts = "\n".join(printable(str(one["text"]), 500) for one in more)
+            except (LookupError, TypeError):
+                texts = ""
             raise CtlError(f"{message}\n{texts}" if texts else message)
         raise CtlError(message or f"{self.where} answers with HTTP {status}.")
 

@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from router.ctl.target import Target
+
 DEFAULT_URL = "http://127.0.0.1:4000"
 F = TypeVar("F", bound=Callable[..., None])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """Which router, and in what form its answers are wanted.
-
-    Attributes:
-        url: of the router.
-        key: its master key. Not in the ``repr``.
-        ca_file: who signed its certificate; ``None``: an authority of the system.
-        as_json: the documents as they come.
-    """
-
-    url: str
-    key: str | None
-    ca_file: str | None = None
-    as_json: bool = False
-
-    def __repr__(self) -> str:
-        return f"Target(url={self.url!r})"
 
 
 def _where(function: F) -> Callable[..., None]:

@@ -7,15 +7,17 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 
+from router.config.source import printable
 from router.ctl.client import Client, CtlError, connected
-from router.ctl.commands import Target
 from router.ctl.tables import TABLES, Document
+from router.ctl.target import Target
 
 Request = Callable[[Client], Awaitable[dict[str, Any]]]
+T = TypeVar("T")
 
 # Where nobody looks at columns, nothing is cut off.
 _WIDTH_OF_FILES: Final = 400
@@ -29,16 +31,16 @@ def console(*, width: int = _WIDTH_OF_FILES) -> Console:
     return made
 
 
-def rendered(make: Callable[[Document], RenderableType], document: Document) -> RenderableType:
-    """Return a document as a table.
+def rendered(make: Callable[[Document], T], document: Document) -> T:
+    """Return what is made of a document, such as a table.
 
     Raises:
         CtlError: it is not what this version knows.
     """
     try:
         return make(document)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        found = f"{type(error).__name__}: {error}"
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        found = printable(f"{type(error).__name__}: {error}", 200)
         raise CtlError(f"the router's answer is not understood ({found}): it may be of another version") from None
 
 

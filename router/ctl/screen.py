@@ -14,7 +14,6 @@ from rich.live import Live
 from rich.text import Text
 
 from router.ctl.client import Client, CtlError, connected
-from router.ctl.commands import Target
 from router.ctl.run import console, guarded, rendered
 from router.ctl.tables import (
     STATE_STYLES,
@@ -28,6 +27,7 @@ from router.ctl.tables import (
     text,
     why_of,
 )
+from router.ctl.target import Target
 
 _REFRESH_S: Final = 1.0
 # Sessions that are asked for: more than a screen shows, so that rates are of nearly all.
@@ -165,12 +165,12 @@ def _head(sample: Sample, change: Rates | None, where: str) -> list[Text]:
     first = Text.assemble(
         ("realtime-router ", "bold"),
         text(where),
-        f"  generation {sample.deployments['generation']}  {time.strftime('%H:%M:%S')}",
+        text(f"  generation {sample.deployments['generation']}  {time.strftime('%H:%M:%S')}"),
         no_wrap=True,
         overflow="ellipsis",
     )
     second = Text.assemble(
-        (f"{sample.sessions['total']} sessions", "bold"),
+        text(f"{sample.sessions['total']} sessions", "bold"),
         f" ({phases['waiting']} waiting, {phases['turn']} in a turn)",
         _rate_text(change),
         no_wrap=True,
@@ -262,10 +262,18 @@ async def _live(client: Client, out: Console, first: Sample) -> None:
             await asyncio.sleep(_REFRESH_S)
             try:
                 new = await _sample(client)
+                change = _rates(last, new)
             except CtlError as failure:
                 error = str(failure)
             else:
-                change, last, error = rates(last, new), new, ""
+                last, error = new, ""
+
+
+def _rates(last: Sample, new: Sample) -> Rates | None:
+    def make(_: Mapping[str, Any]) -> Rates | None:
+        return rates(last, new)
+
+    return rendered(make, {})
 
 
 def _picture(

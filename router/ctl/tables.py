@@ -110,7 +110,7 @@ def sessions_of(deployment: Document) -> Text:
     """Held sessions against their limit."""
     most = deployment["max_sessions"]
     held = f"{deployment['sessions']}" + (f"/{most}" if most is not None else "")
-    return Text(held, style="yellow" if most is not None and deployment["sessions"] >= most else "")
+    return text(held, "yellow" if most is not None and deployment["sessions"] >= most else "")
 
 
 def why_of(deployment: Document) -> str:
@@ -180,7 +180,7 @@ def deployment(document: Document) -> RenderableType:
 def partial(document: Document) -> list[RenderableType]:
     """A line about workers that did not answer, if there are any."""
     silent = [str(worker["worker"]) for worker in document.get("workers", ()) if not worker.get("answered", True)]
-    return [Text(f"not in these numbers: worker {', '.join(silent)}, which did not answer", style="yellow")] if silent else []
+    return [text(f"not in these numbers: worker {', '.join(silent)}, which did not answer", "yellow")] if silent else []
 
 
 # --- sessions ------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def sessions(document: Document) -> RenderableType:
     shown, total = len(document["sessions"]), document["total"]
     made = table(_SESSION_COLUMNS, map(session_row, document["sessions"]), right=_SESSION_NUMBERS)
     count = f"{total} session{'s' * (total != 1)}" + (f", the newest {shown} of them" if shown < total else "")
-    return Group(made, Text(count, style="dim"), *partial(document))
+    return Group(made, text(count, "dim"), *partial(document))
 
 
 def session(document: Document) -> RenderableType:
@@ -267,7 +267,7 @@ def decisions(document: Document, *, title: str | None = None) -> RenderableType
             clock(one["at"]),
             text(one["session"]),
             text(one["in_group"] or one["group"]),
-            Text(f"{one['attempt']}"),
+            text(one["attempt"]),
             text(one["chosen"] or "nothing", "" if one["chosen"] else "red"),
             text(one["why"]),
             text(" ".join(f"{candidate['id']}={candidate['sessions']}" for candidate in one["candidates"])),

@@ -25,7 +25,7 @@ from aiohttp import web
 
 from router import handshake
 from router._version import __version__
-from router.app import Identify, Spend, client_of, json_response, request_head, scheme_of
+from router.app import Identify, Spend, client_of, json_response, peer_address, request_head, scheme_of
 from router.auth import Authenticator, Principal
 from router.config.settings import Secret, ServerSettings
 from router.dashboard.files import StaticFile, static_files
@@ -175,10 +175,10 @@ class Dashboard:
         head, server = self._head(request)
         require_own_page(head)
         client = client_of(request, server)
-        wait_s = self._throttle.wait_s(client)
-        if wait_s > 0:
-            raise TooManyLogins(retry_after_s=wait_s)
+        self._require_patience(client)
         key = await self._key(request, server)
+        # Others of this address may have failed while the key was on its way.
+        self._require_patience(client)
         if server.master_key is None:
             raise PermissionDenied("A login needs general_settings.master_key, which is not set.")
         try:
@@ -194,6 +194,11 @@ class Dashboard:
         self._tell(Notice(level="info", event="dashboard login", facts={"client": client}))
         header = self._cookie_header(request, head, server, cookie, LOGIN_S)
         return json_response(self._state(server, cookie), headers={"Set-Cookie": header})
+
+    def _require_patience(self, client: str) -> None:
+        wait_s = self._throttle.wait_s(client)
+        if wait_s > 0:
+            raise TooManyLogins(retry_after_s=wait_s)
 
     async def _key(self, request: web.Request, server: ServerSettings) -> Secret:
         if request.content_type != "application/json" or (request.content_length or 0) > _MOST_LOGIN_BYTES:
@@ -266,5 +271,5 @@ class Dashboard:
     def _head(self, request: web.Request) -> tuple[handshake.RequestHead, ServerSettings]:
         head, server = request_head(request), self._server_of()
         if server.keyless:
-            handshake.check_keyless(head)
+            handshake.check_keyless(head, peer=peer_address(request))
         return head, server

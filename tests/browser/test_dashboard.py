@@ -157,6 +157,15 @@ async def test_without_keys_there_is_no_login(simulator: SimulatorFactory) -> No
         await expect(page.get_by_role("button", name="Log out")).to_have_count(0)
 
 
+@pytest.mark.parametrize("fragment", ["#/constructor", "#/__proto__/x", "#/%ff"])
+async def test_an_address_that_is_none_shows_the_first_view(simulator: SimulatorFactory, fragment: str) -> None:
+    """Somebody's link to a name that every object has is no view either; it once left the page waiting for ever."""
+    async with stage(simulator, general={}) as (made, browser, _):
+        busy(made)
+        async with opened(browser, made.url + fragment) as page:
+            await expect(page.get_by_role("heading", name="Deployments", level=1)).to_be_visible()
+
+
 async def test_behind_a_path_prefix(simulator: SimulatorFactory) -> None:
     """Every address is relative: files, requests, and the playground's socket."""
     async with stage(simulator, prefix="/voice/ops", general={}) as (made, browser, router), opened(browser, made.url) as page:

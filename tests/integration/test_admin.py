@@ -479,6 +479,24 @@ async def test_a_foreign_page_does_nothing_to_a_router_without_keys(simulator: S
         assert (await call(router, "GET", "/admin/config", headers={"X-Forwarded-For": "203.0.113.9"})).status == 403
 
 
+async def test_another_host_gets_nothing_from_a_router_without_keys(
+    simulator: SimulatorFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket that systemd or another router handed in may be open to other hosts, whatever the configuration says.
+
+    Only the peer's address is played here: that of a connection on loopback is always this host's.
+    """
+    async with running_router(config_of(await simulator())) as router:
+        for module in ("router.app", "router.dashboard.pages"):
+            monkeypatch.setattr(f"{module}.peer_address", lambda request: "203.0.113.9")
+        for path in ("/admin/config", "/metrics", "/v1/models", "/", "/dashboard/login"):
+            assert (await call(router, "GET", path)).status == 403, path
+        for path in ("/admin/reload", "/dashboard/tickets", "/dashboard/logout"):
+            assert (await call(router, "POST", path, {})).status == 403, path
+        assert (await router.refused()).status == 403
+        assert (await call(router, "GET", "/health/ready")).status == 200
+
+
 BAD_BODIES = [
     ("set", {}, "id: found nothing, expected a deployment's id", "id"),
     ("set", {"id": "d0"}, "found neither state nor weight", None),

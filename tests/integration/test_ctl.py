@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
+from router.ctl.client import CtlError, connected
 from router.simulator.pytest_plugin import SimulatorFactory
 from tests.helpers.processes import PATIENCE_S, RouterProcess, environment, router_process, run, written
-from tests.helpers.running import MODEL, config_of, next_type, raw_server
+from tests.helpers.running import MODEL, config_of, next_type, raw_server, read_head
 
 MASTER = "master-key-0123456789abcdef"
 
@@ -371,3 +372,50 @@ async def test_the_commands_cost_nothing_until_they_run() -> None:
         assert command in text
     for command in ("weight", "readmit", "end", "reload"):
         assert command in text
+
+
+# --- what a server may answer -----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def answering(body: bytes, *, status: int = 200) -> AsyncIterator[str]:
+    """A server with one answer to everything; its address."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_head(reader)
+        writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
+        await writer.drain()
+
+    async with raw_server(answer) as base:
+        yield base.removesuffix("/v1")
+
+
+async def test_a_long_answer_is_read_to_its_end() -> None:
+    """A thousand sessions do not arrive in one piece; what had come by the first read was once taken for the whole."""
+    document = {"sessions": [{"session": "s" * 1000} for _ in range(4000)], "total": 4000}
+    async with answering(json.dumps(document).encode()) as base, connected(base, key=None) as client:
+        assert await client.get("sessions") == document
+
+
+async def test_an_endless_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded, whatever the server sends."""
+    monkeypatch.setattr("router.ctl.client._MOST_BYTES", 1 << 20)
+    async with answering(b" " * (3 << 20)) as base, connected(base, key=None) as client:
+        with pytest.raises(CtlError, match="more than 1 MiB"):
+            await client.get("sessions")
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b"[" * 100_000),
+        (422, b'{"error": {"message": "refused"}, "config": []}'),
+        (422, b'{"error": {"message": "refused"}, "config": {"last_reload": {"errors": [1]}}}'),
+    ],
+    ids=["nested", "no object", "no problem"],
+)
+async def test_an_answer_of_another_form_is_told_in_words(status: int, body: bytes) -> None:
+    """Nested beyond all bounds, or of a form that no router writes: an error of the command, and no traceback."""
+    async with answering(body, status=status) as base, connected(base, key=None) as client:
+        with pytest.raises(CtlError, match=r"no admin API|refused"):
+            await client.get("config")

@@ -237,6 +237,29 @@ async def test_guessing_is_slowed_down(simulator: SimulatorFactory) -> None:
         assert 0 < int(answer.headers["Retry-After"]) <= 300
 
 
+async def test_guessing_by_many_connections_at_once_is_slowed_down(simulator: SimulatorFactory) -> None:
+    """Who opens all connections before the first guess and writes the keys last gets no more guesses than who waits for answers.
+
+    The failures were once counted before a key had come, and not again.
+    """
+    async with running_router(config_of(await simulator(), general=KEYED)) as router:
+        connections = []
+        for number in range(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+            body = b'{"key": "guess-%d"}' % number
+            head = b"Host: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: %d" % len(body)
+            writer.write(b"POST /dashboard/login HTTP/1.1\r\n%b\r\n\r\n" % head)
+            # Each handler runs, and waits for its body.
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+            connections.append((reader, writer, body))
+        for _, writer, body in connections:
+            writer.write(body)
+        statuses = [int((await reader.readline()).split()[1]) for reader, *_ in connections]
+        for _, writer, _ in connections:
+            writer.close()
+    assert (statuses.count(401), statuses.count(429)) == (10, 10)
+
+
 async def test_behind_a_proxy_the_cookie_is_secure(simulator: SimulatorFactory) -> None:
     """A trusted proxy says that the browser speaks https; its client's address is the one that is slowed down."""
     general = {**KEYED, "trusted_proxies": ["127.0.0.1"]}

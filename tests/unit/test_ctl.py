@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from rich.console import Console
 
 from router.ctl import tables
 from router.ctl.client import CtlError, base_of
+from router.ctl.run import rendered
 from router.ctl.screen import Sample, picture, rates
 
 
@@ -146,6 +149,65 @@ def test_nothing_in_a_cell_steers_the_terminal() -> None:
     out = captured.get()
     assert "\x07" not in out and "\x9b" not in out and "\x1b]" not in out and "\r" not in out
     assert "[red]y" in out and "\\x1b]0;t" in out
+
+
+_STEERS = "\x1b]0;t\x07"
+
+
+@pytest.mark.parametrize(
+    ("table", "document"),
+    [
+        ("deployments", {"groups": [{"group": "g", "strategy": "", "aliases": [], "fallbacks": [], "deployments": [_STEERS]}]}),
+        ("deployments", {"groups": [], "workers": [{"worker": _STEERS, "answered": False}]}),
+        (
+            "decisions",
+            {
+                "decisions": [
+                    {
+                        "at": 1.0,
+                        "session": "s",
+                        "group": "g",
+                        "in_group": None,
+                        "attempt": _STEERS,
+                        "chosen": None,
+                        "why": "",
+                        "candidates": [],
+                        "passed_over": [],
+                    }
+                ]
+            },
+        ),
+    ],
+    ids=["sessions of a deployment", "worker", "attempt"],
+)
+def test_what_should_be_a_number_does_not_steer_the_terminal(table: str, document: dict[str, Any]) -> None:
+    """Whoever answers may write a text where a number is expected; it is shown escaped like any other."""
+    if table == "deployments" and document["groups"]:
+        document["groups"][0]["deployments"] = [deployment(sessions=_STEERS)]
+    console = Console(width=200, force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(tables.TABLES[table](document))
+    out = captured.get()
+    assert "\x07" not in out and "\x1b]" not in out and "\\x1b]0;t" in out
+
+
+def test_the_head_of_a_picture_does_not_steer_the_terminal() -> None:
+    """Its totals are escaped as well."""
+    shown = sample(1.0, deployment())
+    shown = replace(
+        shown, deployments={**shown.deployments, "generation": _STEERS}, sessions={**shown.sessions, "total": _STEERS}
+    )
+    console = Console(width=200, force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(picture(shown, None, where="http://127.0.0.1:4000", width=200, height=24))
+    assert "\x07" not in captured.get() and "\x1b]" not in captured.get()
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), -float("inf"), [], {}])
+def test_an_answer_that_is_not_understood_is_told_in_words(seconds: object) -> None:
+    """What JSON can hold beyond numbers ends in a sentence for the operator or an empty cell, never in a traceback."""
+    with contextlib.suppress(CtlError):
+        rendered(tables.sessions, {"sessions": [session("s", seconds=seconds)], "total": 1})
 
 
 @pytest.mark.parametrize(

@@ -515,7 +515,15 @@ def test_a_foreign_page_is_told_where_to_look() -> None:
 )
 def test_keyless_from_this_host(host: str) -> None:
     """Without keys the router serves whoever asks for this host by its loopback name."""
-    assert upgrade(server=KEYLESS, extra=[("Host", host)]).model == "m"
+    for peer in ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"):
+        assert upgrade(server=KEYLESS, peer=peer, extra=[("Host", host)]).model == "m"
+
+
+@pytest.mark.parametrize("peer", ["203.0.113.9", "10.0.0.1", "2001:db8::1", "::ffff:10.0.0.1", ""])
+def test_keyless_from_another_host(peer: str) -> None:
+    """Anybody can write ``Host: localhost``; whoever handed the listening socket in may have opened it to the world."""
+    with pytest.raises(PermissionDenied, match="master_key"):
+        upgrade(server=KEYLESS, peer=peer, extra=[("Host", "localhost:4000")])
 
 
 @pytest.mark.parametrize(
@@ -524,23 +532,23 @@ def test_keyless_from_this_host(host: str) -> None:
 def test_keyless_by_another_name(host: str) -> None:
     """A page whose own name was pointed at 127.0.0.1 does not get in."""
     with pytest.raises(PermissionDenied, match="master_key"):
-        upgrade(server=KEYLESS, extra=[("Host", host)])
+        upgrade(server=KEYLESS, peer="127.0.0.1", extra=[("Host", host)])
 
 
 @pytest.mark.parametrize("name", ["X-Forwarded-For", "x-forwarded-proto", "X-Forwarded-Host", "Forwarded", "Via", "X-Real-IP"])
 def test_keyless_behind_a_proxy(name: str) -> None:
     """Behind a proxy a keyless router would be open to the world."""
     with pytest.raises(PermissionDenied, match="through a proxy"):
-        upgrade(server=KEYLESS, extra=[(name, "1")])
+        upgrade(server=KEYLESS, peer="127.0.0.1", extra=[(name, "1")])
     assert upgrade(extra=[(name, "1")]).model == "m"
 
 
 def test_keyless_without_a_host() -> None:
     """The rule also stands alone, for the endpoints that are no WebSocket."""
     with pytest.raises(PermissionDenied):
-        check_keyless(head(without=["Host"]))
+        check_keyless(head(without=["Host"]), peer="127.0.0.1")
     with pytest.raises(PermissionDenied):
-        check_keyless(head(extra=[("Host", "localhost"), ("host", "evil")]))
+        check_keyless(head(extra=[("Host", "localhost"), ("host", "evil")]), peer="127.0.0.1")
 
 
 # --- what goes on --------------------------------------------------------------------------------

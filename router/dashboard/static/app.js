@@ -32,7 +32,7 @@ function where() {
   } catch {
     path = []; // somebody wrote a broken address
   }
-  return VIEWS[name] ? { name, path } : { name: "deployments", path: [] };
+  return Object.hasOwn(VIEWS, name) ? { name, path } : { name: "deployments", path: [] };
 }
 
 // --- the frame -----------------------------------------------------------------------------------

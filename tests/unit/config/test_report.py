@@ -94,6 +94,16 @@ def test_hidden_values_are_taken_out_of_everything_that_is_told() -> None:
     assert problem.hint == "abc"  # too short to be a key, and part of many words
 
 
+def test_a_secret_in_the_place_of_a_key_is_not_shown() -> None:
+    """A colon behind a pasted secret makes it a key; its place is told by the line and by what is around it."""
+    report = Report(parse("general_settings:\n  kyes: 1\n  sk-live-0123456789abcdef: 1", file="f"))
+    report.unknown_key(("general_settings", "sk-live-0123456789abcdef"), ["keys"])
+    report.unknown_key(("general_settings", "kyes"), ["keys"])
+    hidden, shown = report.errors
+    assert "0123456789" not in str(hidden) and (hidden.path, hidden.line) == ('general_settings["***"]', 3)
+    assert shown.path == "general_settings.kyes"
+
+
 def test_problems_come_in_the_order_of_the_file_and_once() -> None:
     """Sections are checked in another order than they are written."""
     report = Report(parse("a: 1\nb: 2\nc: 3\n", file="f"))
