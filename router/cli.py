@@ -137,14 +137,15 @@ def demo(host: str, port: int) -> None:
 @click.option("--url", default="ws://127.0.0.1:4000/v1/realtime", show_default=True, help="The router.")
 @click.option("--model", required=True, help="A group's name.")
 @click.option("--key", envvar="REALTIME_ROUTER_KEY", help="The router's key; also from REALTIME_ROUTER_KEY.")
+@click.option("--ca-file", metavar="FILE", help="PEM file of the authority that signed the router's certificate.")
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds for the whole turn.")
-def talk(text: str, url: str, model: str, key: str | None, timeout: float) -> None:
+def talk(text: str, url: str, model: str, key: str | None, ca_file: str | None, timeout: float) -> None:
     """Hold one turn with a model by TEXT and print what comes, and when."""
     import asyncio
 
     from router.talk import talk as hold
 
-    sys.exit(asyncio.run(hold(url, model=model, key=key, text=text, timeout_s=timeout)))
+    sys.exit(asyncio.run(hold(url, model=model, key=key, text=text, timeout_s=timeout, ca_file=ca_file)))
 
 
 main.add_command(simulate)

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import cast
+from typing import Final, cast
 
 from router.accounting import Accounting
 from router.auth import Principal
@@ -71,6 +72,10 @@ def where(settings: FleetSettings) -> str:
     nodes = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in settings.nodes)
     kind = {"single": "", "sentinel": f"{settings.service} by sentinels ", "cluster": "cluster of "}[settings.kind]
     return f"{kind}{nodes}{' with TLS' if settings.tls else ''}"
+
+
+#: What ``new_session_id`` makes.
+SESSION_ID: Final = re.compile(r"rs_[0-9a-f]{20}")
 
 
 def new_session_id() -> str:

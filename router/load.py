@@ -48,7 +48,7 @@ class PeakEwma:
     Reading it changes nothing, so that a dashboard that looks more often does not alter what is chosen.
     """
 
-    __slots__ = ("_clock", "_decay_s", "_estimate_s", "_stamp")
+    __slots__ = ("_clock", "_decay_s", "_estimate_s", "_measured_s", "_stamp")
 
     def __init__(self, decay_s: float, clock: Callable[[], float]) -> None:
         """Start without a measurement.
@@ -66,6 +66,8 @@ class PeakEwma:
         self._clock = clock
         # ``None`` until the first sample or penalty.
         self._estimate_s: float | None = None
+        # The same as the last sample left it; penalties are no measurements.
+        self._measured_s: float | None = None
         # When ``_estimate_s`` was made; only set once that is.
         self._stamp = -math.inf
 
@@ -75,10 +77,10 @@ class PeakEwma:
         if sample is None:
             return
         now = self._clock()
-        if self._estimate_s is None:
-            self._set(sample, now)
-            return
-        self._set(blend(self._estimate_s, sample, now - self._stamp, self._decay_s), now)
+        before = self._estimate_s
+        estimate_s = sample if before is None else blend(before, sample, now - self._stamp, self._decay_s)
+        self._measured_s = estimate_s
+        self._set(estimate_s, now)
 
     def penalise(self, seconds: float) -> None:
         """Count a failure as having taken at least ``seconds``.
@@ -104,7 +106,7 @@ class PeakEwma:
     @property
     def measured(self) -> float | None:
         """What to show, in seconds: the average as the last sample left it, however long ago. ``None``: nothing yet."""
-        return self._estimate_s
+        return self._measured_s
 
     def _set(self, estimate_s: float, now: float) -> None:
         self._estimate_s = estimate_s

@@ -500,7 +500,7 @@ class _LiveState:
             ejected.add_metric(labels, deployment.breaker.remaining_s())
             for gauge, value in (
                 (max_sessions, deployment.max_sessions),
-                (ready, deployment.ready_s),
+                (ready, deployment.ready_s if deployment.was_ready else None),
                 (audio, deployment.first_audio_s),
             ):
                 if value is not None:

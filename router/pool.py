@@ -209,6 +209,16 @@ class Deployment:
         return self._first_audio.value
 
     @property
+    def measured_ready_s(self) -> float | None:
+        """``ready_s`` as the last session left it: what to show."""
+        return self._ready.measured
+
+    @property
+    def measured_first_audio_s(self) -> float | None:
+        """``first_audio_s`` as the last answer left it: what to show."""
+        return self._first_audio.measured
+
+    @property
     def elsewhere(self) -> Elsewhere:
         """What the other processes of the fleet hold of it."""
         return self._picture.of(self.settings.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import ssl
 import sys
 import time
 from typing import Any, Final
@@ -17,7 +18,7 @@ _OPEN_TIMEOUT_S: Final = 15.0
 _BODY_BYTES: Final = 8192
 
 
-async def talk(url: str, *, model: str, key: str | None, text: str, timeout_s: float) -> int:
+async def talk(url: str, *, model: str, key: str | None, text: str, timeout_s: float, ca_file: str | None = None) -> int:
     """Hold one turn and print it.
 
     Args:
@@ -26,6 +27,7 @@ async def talk(url: str, *, model: str, key: str | None, text: str, timeout_s: f
         key: the router's, if it wants one.
         text: what to say.
         timeout_s: for the whole turn.
+        ca_file: PEM file of the authority that signed the router's certificate; ``None``: the system's.
 
     Returns: exit code: 0 when the answer was complete.
     """
@@ -33,6 +35,11 @@ async def talk(url: str, *, model: str, key: str | None, text: str, timeout_s: f
     target = URL(url).update_query(model=model)
     if target.scheme not in ("ws", "wss", "http", "https") or not target.host:
         print(f"--url: found {url!r}, expected an address such as ws://127.0.0.1:4000/v1/realtime", file=sys.stderr)
+        return 2
+    try:
+        context = ssl.create_default_context(cafile=ca_file) if ca_file is not None else True
+    except (OSError, ssl.SSLError) as error:
+        print(f"--ca-file: {error.strerror or type(error).__name__}, expected a PEM file", file=sys.stderr)
         return 2
     started = time.monotonic()
     refusals: list[str] = []  # the router's words when it refuses
@@ -47,7 +54,7 @@ async def talk(url: str, *, model: str, key: str | None, text: str, timeout_s: f
     trace.on_request_end.append(note)
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), trace_configs=[trace]) as session:
-            response = session.ws_connect(target, headers=headers, max_msg_size=0, protocols=("realtime",))
+            response = session.ws_connect(target, headers=headers, max_msg_size=0, protocols=("realtime",), ssl=context)
             async with asyncio.timeout(_OPEN_TIMEOUT_S):
                 socket = await response
             async with socket:
@@ -59,6 +66,9 @@ async def talk(url: str, *, model: str, key: str | None, text: str, timeout_s: f
         print(f"refused with HTTP {error.status}: {''.join(refusals) or 'no reason given'}", file=sys.stderr)
         if error.status == 401:
             print("The key goes into --key, or REALTIME_ROUTER_KEY.", file=sys.stderr)
+    except aiohttp.ClientConnectorCertificateError as error:
+        print(f"{target.host}:{target.port}: its certificate is not trusted: {error.certificate_error}", file=sys.stderr)
+        print("--ca-file names who signed it.", file=sys.stderr)
     except aiohttp.ClientConnectorError as error:
         print(f"cannot connect to {target.host}:{target.port}: {error.os_error.strerror or error.os_error}", file=sys.stderr)
     except aiohttp.ClientError as error:

@@ -11,7 +11,7 @@ from router.admin.acts import Acts
 from router.admin.contract import AdminError, Args, Document
 from router.admin.views import Recent, Views
 from router.config.report import quoted
-from router.engine import Engine
+from router.engine import SESSION_ID, Engine
 from router.logs import clean
 from router.pool import UNCHANGED, Deployment
 
@@ -109,7 +109,10 @@ class Desk:
         return {"deployment": self._views.deployment(deployment), "fleet": self._views.fleet()}
 
     def _no_session(self, session: str) -> AdminError:
-        near = self._views.near(session)
+        near = [] if self._views.session(session) else self._views.near(session)
         expected = f"the id of a session, such as {', '.join(near)}" if near else "the id of a session that runs"
-        message = f"session: found {quoted(session)}, expected {expected}"
+        # An id of ours looks like a credential, and is none.
+        found = f"'{session}'" if SESSION_ID.fullmatch(session) else quoted(session)
+        ended = ", which has ended" if self._views.session(session) else ""
+        message = f"session: found {found}{ended}, expected {expected}"
         return AdminError(message, status=404, code="not_found", param="session")

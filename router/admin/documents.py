@@ -95,8 +95,8 @@ class Deployment(_Document):
     sessions: Annotated[int, Field(ge=0, description="Dials under way included.")]
     sessions_elsewhere: Annotated[int | None, Field(ge=0, description="Of other processes of the fleet; null without one.")]
     max_sessions: int | None
-    ready_s: Annotated[float | None, Field(ge=0, description="Average seconds from dial to ready.")]
-    first_audio_s: Annotated[float | None, Field(ge=0, description="Average seconds to the first audio.")]
+    ready_s: Annotated[float | None, Field(ge=0, description="Average seconds from dial to ready, as of its last session.")]
+    first_audio_s: Annotated[float | None, Field(ge=0, description="Average seconds from the end of speech to the first audio.")]
     minute_starts: Count
     minute_tokens: Count
     rpm: int | None
@@ -304,7 +304,7 @@ class FleetWorker(_Document):
     worker: WorkerNumber
     pid: int
     sessions: Count
-    serving: bool
+    serving: Annotated[bool, Field(description="Not while it starts, and not while the router drains.")]
 
 
 class FleetView(_Document):

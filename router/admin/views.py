@@ -110,15 +110,15 @@ class Views:
             "provider": settings.provider,
             "model": settings.model,
             "state": deployment.state,
-            "obstacle": deployment.obstacle() or None,
+            "obstacle": _obstacle(deployment),
             "reason": breaker.reason or settings.problem or None,
             "order": settings.order,
             "weight": deployment.weight,
             "sessions": deployment.sessions,
             "sessions_elsewhere": None if self._engine.fleet is None else deployment.elsewhere.sessions,
             "max_sessions": deployment.max_sessions,
-            "ready_s": deployment.ready_s if deployment.was_ready else None,
-            "first_audio_s": deployment.first_audio_s,
+            "ready_s": deployment.measured_ready_s,
+            "first_audio_s": deployment.measured_first_audio_s,
             "minute_starts": deployment.minute_starts,
             "minute_tokens": deployment.minute_tokens,
             "rpm": settings.rpm,
@@ -295,3 +295,13 @@ def _mentions(live: Live, needle: str) -> bool:
     request = live.request
     texts = (request.session, request.client, request.principal.name, "" if live.opened is None else live.opened.deployment.id)
     return any(needle in text.lower() for text in texts)
+
+
+def _obstacle(deployment: Deployment) -> str | None:
+    """Why no session may begin there now, as far as this process knows; ``None``: nothing stands in the way."""
+    obstacle = deployment.obstacle()
+    most = deployment.max_sessions
+    # Whether the fleet has a place left is found out at the dial, and asked for nowhere else; its picture is enough to look at.
+    if not obstacle and most is not None and deployment.sessions + deployment.elsewhere.sessions >= most:
+        return "full"
+    return obstacle or None

@@ -122,8 +122,10 @@ class Client:
             raise self._no_router(status)
         if status == 422:
             try:
-                texts = "\n".join(printable(str(one["text"]), 500) for one in document["config"]["last_reload"]["errors"])
-            except (LookupError, TypeError):  # the message says the first of them
+                # The message ends with the first of them.
+                more = document["config"]["last_reload"]["errors"][1:]
+                texts = "\n".join(printable(str(one["text"]), 500) for one in more)
+            except (LookupError, TypeError):
                 texts = ""
             raise CtlError(f"{message}\n{texts}" if texts else message)
         raise CtlError(message or f"{self.where} answers with HTTP {status}.")

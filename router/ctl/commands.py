@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from router.ctl.target import Target
 
@@ -24,8 +25,14 @@ def _where(function: F) -> Callable[..., None]:
     @click.option("--key", envvar="REALTIME_ROUTER_KEY", show_envvar=True, help="Its master key; other users see arguments.")
     @click.option("--ca-file", metavar="FILE", help="PEM file of the authority that signed its certificate.")
     @wraps(function)
-    def wrapped(url: str, key: str | None, ca_file: str | None, as_json: bool = False, **more: Any) -> None:
-        function(Target(url=url, key=key, ca_file=ca_file, as_json=as_json), **more)
+    def wrapped(**given: Any) -> None:
+        context = click.get_current_context()
+        # Those before the command's name: they win over the environment, and give way to those behind it.
+        for name, value in (context.obj or {}).items():
+            if value is not None and context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+                given[name] = value
+        target = Target(**{name: given.pop(name) for name in ("url", "key", "ca_file")}, as_json=given.pop("as_json", False))
+        function(target, **given)
 
     return wrapped
 
@@ -66,11 +73,16 @@ def _do(target: Target, table: str, *path: str, **body: Any) -> None:
 
 
 @click.group()
-def ctl() -> None:
+@click.option("--url", help="The router; here or behind the command.")
+@click.option("--key", help="Its master key, likewise.")
+@click.option("--ca-file", metavar="FILE", help="Who signed its certificate, likewise.")
+@click.pass_context
+def ctl(context: click.Context, /, **given: str | None) -> None:
     """See and change a running router, by its admin API.
 
     Exit codes: 0 done, 1 refused or unreachable, 2 wrong usage.
     """
+    context.obj = given
 
 
 # --- see -----------------------------------------------------------------------------------------

@@ -120,9 +120,9 @@ def why_of(deployment: Document) -> str:
         words.append("gone from the file")
     override = deployment["override"]
     if override["state"] is not None or override["weight"] is not None:
-        said = [str(value) for value in (override["state"], None if override["weight"] is None else f"{override['weight']:g}")
-                if value is not None]  # fmt: skip
-        words.append(f"by operator: {' '.join(said)}")
+        said = [] if override["state"] is None else [str(override["state"])]
+        said += [] if override["weight"] is None else [f"weight {override['weight']:g}"]
+        words.append(f"by operator: {' and '.join(said)}")
     if deployment["reason"]:
         words.append(str(deployment["reason"]))
     if deployment["obstacle"] and deployment["obstacle"] != deployment["state"]:

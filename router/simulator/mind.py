@@ -54,7 +54,8 @@ def reply(item: Item | None, said: str, *, name: str, fixed: str | None) -> str:
         return f"The tool answered: {quoted}{signature}"
     if any(part["type"] == "input_audio" for part in item.content):
         return f"I heard {quoted.rstrip('.')}.{signature}"
-    return f"You said: {quoted.rstrip('.')}.{signature}"
+    stop = "" if quoted.endswith(("?", "!")) else "."
+    return f"You said: {quoted.rstrip('.')}{stop}{signature}"
 
 
 def calls(tools: Sequence[Json], tool_choice: Any, item: Item | None, said: str) -> list[tuple[str, str]]:

@@ -956,7 +956,13 @@ class Parent:
             # One that does not serve yet has nothing to say, and hears of everything when it does.
             silent={worker.number: worker.pid for worker in workers if worker.serving and worker.number not in documents},
             workers=[
-                {"worker": one.number, "pid": one.pid, "sessions": one.sessions, "serving": one.serving} for one in workers
+                {
+                    "worker": one.number,
+                    "pid": one.pid,
+                    "sessions": one.sessions,
+                    "serving": one.serving and self._stage == "serving",
+                }
+                for one in workers
             ],
         )
         answer: dict[str, Any]

@@ -312,8 +312,13 @@ async def test_acts_on_a_deployment(simulator: SimulatorFactory, size: ViewportS
         assert made.acts == []
         await page.get_by_role("button", name="Drain west").click()
         await expect(page.get_by_role("dialog")).to_contain_text("7 sessions run there now")
+        await expect(page.get_by_role("dialog")).not_to_contain_text("No other deployment")
         await agree(page, "Drain")
         await expect(row(page, "west")).to_contain_text("draining")
+        await page.get_by_role("button", name="Drain east").click()
+        last = "No other deployment of voice takes sessions now: new ones go to backup."
+        await expect(page.get_by_role("dialog")).to_contain_text(last)
+        await page.keyboard.press("Escape")
 
         await page.get_by_role("link", name="west", exact=True).click()
         await page.get_by_role("button", name="As the file says", exact=True).click()

@@ -99,10 +99,36 @@ async def test_a_session_is_ended_wherever_it_runs(sim: Simulator, tmp_path: Pat
             assert await close_code(ws) == (4000, ["error"])
             _, detail = await call(router, "GET", f"sessions/{session}")
             assert detail["ended"]["cause"] == "admin"
-            assert (await call(router, "POST", f"sessions/{session}/end", {}))[0] == 404
+            status, error = await call(router, "POST", f"sessions/{session}/end", {})
+            assert status == 404 and f"found '{session}', which has ended" in error["error"]["message"]
         assert (await run_turn(stays))[-1] == "response.done"
         acts = router.lines("operator acted")
         assert [(act["act"], act["status"]) for act in acts] == [("end", 200), ("end", 404)] * 2
+
+
+async def test_places_that_all_workers_hold_together(sim: Simulator, tmp_path: Path) -> None:
+    """A deployment is full when its workers have its places between them, though none of them has all."""
+    config = config_of(sim, max_sessions=2, general=DEBUG)
+    async with router_process(written(tmp_path, config)) as router, AsyncExitStack() as stack:
+        for _ in range(2):
+            await open_session(router, stack)
+
+        def full(view: Any) -> bool:
+            (deployment,) = view["groups"][0]["deployments"]
+            return (deployment["sessions"], deployment["obstacle"]) == (2, "full")
+
+        await until(router, "deployments", full)
+
+
+async def test_workers_that_drain_do_not_serve(sim: Simulator, tmp_path: Path) -> None:
+    """From the signal on, as a router without workers says of itself."""
+    config = config_of(sim, general={**WORKERS, "drain": {"grace_s": PATIENCE_S}})
+    async with router_process(written(tmp_path, config)) as router, AsyncExitStack() as stack:
+        await open_session(router, stack)
+        os.kill(router.pid, signal.SIGTERM)
+        await router.logged("draining")
+        fleet = await until(router, "fleet", lambda view: view["draining"])
+        assert [worker["serving"] for worker in fleet["workers"]] == [False, False]
 
 
 async def test_a_word_is_every_workers_and_outlives_them(sim: Simulator, tmp_path: Path) -> None:

@@ -185,6 +185,16 @@ async def test_the_address_of_sessions_will_do(router: RouterProcess) -> None:
     assert code == 0 and str(router.pid) in out, err
 
 
+async def test_options_may_stand_before_the_command(router: RouterProcess) -> None:
+    """They win over the environment; behind the command they win over those before it."""
+    wrong = {"REALTIME_ROUTER_URL": "http://127.0.0.1:1", "REALTIME_ROUTER_KEY": "wrong"}
+    code, out, err = await run("ctl", "--url", router.http, "--key", MASTER, "fleet", environ=wrong)
+    assert code == 0 and str(router.pid) in out, err
+    behind = ("fleet", "--url", router.http, "--key", MASTER)
+    code, out, err = await run("ctl", "--url", "http://127.0.0.1:1", "--key", "wrong", *behind)
+    assert code == 0 and str(router.pid) in out, err
+
+
 async def test_watching_without_a_terminal(router: RouterProcess) -> None:
     """A line of JSON each time, until whoever reads it has seen enough."""
     process = await asyncio.create_subprocess_exec(

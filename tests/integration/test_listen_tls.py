@@ -96,6 +96,18 @@ async def test_a_session_of_websockets(authority: Authority, tmp_path: Path) -> 
         assert (record.who, record.client_code, record.client, record.turns) == ("client", 1000, "127.0.0.1", 1)
 
 
+async def test_a_turn_from_a_shell(authority: Authority, tmp_path: Path) -> None:
+    """``talk`` says what is wrong with a certificate that nobody signed whom the system knows, and takes it by --ca-file."""
+    async with Simulator() as sim, running_router(secured(authority, tmp_path, sim)) as router:
+        arguments = ("talk", "--model", MODEL, "--url", f"wss://127.0.0.1:{router.port}/v1/realtime", "Hello")
+        code, out, err = await run(*arguments)
+        assert (code, out) == (1, "") and "its certificate is not trusted" in err and "--ca-file" in err
+        code, out, err = await run(*arguments, "--ca-file", str(authority.ca_file))
+        assert (code, err) == (0, "") and "completed after" in out
+        code, _, err = await run(*arguments, "--ca-file", str(tmp_path / "none.pem"))
+        assert code == 2 and "--ca-file: No such file or directory" in err
+
+
 async def test_a_session_of_node(simulator: SimulatorFactory, authority: Authority, tmp_path: Path) -> None:
     """The ``ws`` package, which checks certificate and name as Node.js does."""
     node = require("node")

@@ -127,6 +127,20 @@ def test_a_picture_fits(width: int, height: int, deployments: int, sessions: int
         assert any("more deployments" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("override", "facts", "why"),
+    [
+        ({"state": "maint", "weight": 5.0}, {"state": "maint", "obstacle": "maint"}, "by operator: maint and weight 5"),
+        ({"state": None, "weight": 0.5}, {"obstacle": "full"}, "by operator: weight 0.5, full"),
+        ({"state": "drain", "weight": None}, {"state": "draining", "obstacle": "draining"}, "by operator: drain"),
+        ({"state": None, "weight": None}, {"state": "ejected", "reason": "timeout", "ejected_s": 12.0}, "timeout, 12 s left"),
+    ],
+)
+def test_why_a_deployment_is_as_it_is(override: dict[str, Any], facts: dict[str, Any], why: str) -> None:
+    """A number says what it is the number of."""
+    assert tables.why_of(deployment(override=override, **facts)) == why
+
+
 def test_nothing_in_a_cell_steers_the_terminal() -> None:
     """Control sequences, line ends and markup are shown as what they are."""
     console = Console(width=200, force_terminal=True, color_system=None)

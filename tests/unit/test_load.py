@@ -144,6 +144,18 @@ def test_a_clock_that_went_back_for_a_moment_does_not_age_the_estimate() -> None
     assert ewma.value == 2.0
 
 
+def test_a_penalty_is_no_measurement() -> None:
+    """A failure keeps sessions away; what is shown stays what the last good session took."""
+    clock = ManualClock()
+    ewma = PeakEwma(10.0, clock)
+    ewma.penalise(5.0)
+    assert (ewma.value, ewma.measured) == (5.0, None)
+    clock.advance(1000.0)
+    ewma.observe(0.3)
+    ewma.penalise(5.0)
+    assert ewma.value == 5.0 and ewma.measured == pytest.approx(0.3)
+
+
 def test_the_repr_is_for_people() -> None:
     """It tells the measurement and the decay time."""
     ewma = PeakEwma(10.0, ManualClock())

@@ -422,6 +422,9 @@ def test_what_is_not_there_has_no_series(metrics: Metrics, registry: CollectorRe
         limited.ready(lease, 0.25)
     limited.first_audio(0.5)
     limited.tokens.add(123)
+    with bare.lease() as lease:
+        # A penalty, which is no measurement.
+        bare.failed(lease, FAILED, 1.0, "")
     metrics.watch(lambda: [bare, limited])
     absent = {"group": "voice", "deployment": "bare"}
     there = {"group": "voice", "deployment": "limited"}

@@ -66,7 +66,7 @@ function section(group, plotted, page) {
     ["First audio", (one) => figure(one, "audio", one.first_audio_s, plotted), "figure"],
     ["Per minute", minuteOf, "number"],
     ["Weight", (one) => [count(one.weight), one.override?.weight != null && h("small", null, "set here")], "number"],
-    ["Actions", (one) => quick(one, page), "act"],
+    ["Actions", (one) => quick(one, group, page), "act"],
   ];
   return h("section", { class: "card", key: `group ${group.group}` },
     h("header", null, h("h2", null, group.group), h("p", null, notes.join(" · "))),
@@ -110,7 +110,7 @@ function minuteOf(one) {
 
 const figure = (one, name, value, plotted) => [
   h("span", { class: "value" }, latency(value)),
-  plotted ? h("span", { class: "spark", "aria-hidden": "true", hook: plotOf(one.id, name) }) : null,
+  plotted && Number.isFinite(value) ? h("span", { class: "spark", "aria-hidden": "true", hook: plotOf(one.id, name) }) : null,
 ];
 
 // --- what can be done ----------------------------------------------------------------------------
@@ -122,13 +122,22 @@ const TEXTS = {
   null: ["As the file says", "What was set here is given up; the configuration file decides again."],
 };
 
-function setState(one, state, page) {
+/** What becomes of new sessions when this one takes none and no other of its group does; nothing when another does. */
+function lastOne(one, group) {
+  const others = group.deployments.some((other) => other.id !== one.id && kindOf(stateOf(other)) === "ok");
+  if (others || kindOf(stateOf(one)) !== "ok") return "";
+  const next = group.fallbacks?.length ? `new ones go to ${group.fallbacks.join(", ")}` : "new ones will be refused";
+  return ` No other deployment of ${group.group} takes sessions now: ${next}.`;
+}
+
+function setState(one, group, state, page) {
   const [name, text] = TEXTS[state];
+  const danger = state === "drain" || state === "maint";
   return confirm({
     title: `${name}: ${one.id}`,
-    text: `${text} ${one.sessions ? `${one.sessions === 1 ? "One session runs" : `${count(one.sessions)} sessions run`} there now.` : "No session runs there now."}`,
+    text: `${text} ${one.sessions ? `${one.sessions === 1 ? "One session runs" : `${count(one.sessions)} sessions run`} there now.` : "No session runs there now."}${danger ? lastOne(one, group) : ""}`,
     button: name,
-    danger: state === "drain" || state === "maint",
+    danger,
     act: () => post("admin/deployments/set", { id: one.id, state }),
   }).then((done) => { if (done) { notify(`${one.id}: ${name.toLowerCase()}.`); return page.again(); } });
 }
@@ -164,10 +173,10 @@ function readmit(one, page) {
 
 const effective = (one) => one.override?.state ?? one.configured?.state;
 
-function quick(one, page) {
+function quick(one, group, page) {
   if (one.removed || one.configured?.state === "misconfigured") return null;
   const next = effective(one) === "ready" ? "drain" : "ready";
-  return h("button", { "aria-label": `${TEXTS[next][0]} ${one.id}`, onclick: () => setState(one, next, page) }, TEXTS[next][0]);
+  return h("button", { "aria-label": `${TEXTS[next][0]} ${one.id}`, onclick: () => setState(one, group, next, page) }, TEXTS[next][0]);
 }
 
 function one(seen, id, page) {
@@ -177,7 +186,7 @@ function one(seen, id, page) {
   if (!found) return [back, h("h1", { key: "title" }, id), h("p", { class: "empty" }, "There is no such deployment. It may have been taken out of the file.")];
   const state = stateOf(found);
   const button = (text, act, props) => h("button", { onclick: act, ...props }, text);
-  const states = ["ready", "drain", "maint"].filter((name) => name !== effective(found)).map((name) => button(TEXTS[name][0], () => setState(found, name, page), { key: name }));
+  const states = ["ready", "drain", "maint"].filter((name) => name !== effective(found)).map((name) => button(TEXTS[name][0], () => setState(found, group, name, page), { key: name }));
   const fixed = found.removed || found.configured?.state === "misconfigured";
   const outcomes = Object.entries(found.attempts ?? {}).sort(([, left], [, right]) => right - left);
   const plot = (name, title) => h("figure", { key: name }, h("figcaption", null, title), h("div", { class: "plot", role: "img", "aria-label": `${title} of ${id} since this page was opened`, hook: plotOf(id, name, { full: true }) }));
@@ -187,7 +196,7 @@ function one(seen, id, page) {
     h("section", { class: "card", key: "state", "aria-label": "State and actions" },
       h("div", { class: "buttons" },
         fixed ? null : states,
-        fixed || found.override?.state == null ? null : button(TEXTS.null[0], () => setState(found, null, page), { key: "file" }),
+        fixed || found.override?.state == null ? null : button(TEXTS.null[0], () => setState(found, group, null, page), { key: "file" }),
         fixed ? null : button("Weight…", () => setWeight(found, page), { key: "weight" }),
         found.override?.weight == null ? null : button("Weight as the file says", () => resetWeight(found, page), { key: "unweight" }),
         ["ejected", "probing", "cooling_down"].includes(found.state) ? button("Readmit", () => readmit(found, page), { key: "readmit" }) : null),

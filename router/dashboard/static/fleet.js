@@ -23,7 +23,7 @@ export function show(seen) {
     h("section", { class: "card", key: "workers" }, h("h2", null, "Workers"),
       table("Workers", [
         ["Worker", (one) => count(one.worker), "number"],
-        ["State", (one) => badge(one.serving ? "ok" : "failed", one.serving ? "serving" : "not serving")],
+        ["State", (one) => (one.serving ? badge("ok", "serving") : seen.draining ? badge("draining") : badge("failed", "not serving"))],
         ["Process", (one) => String(one.pid ?? "–"), "number"],
         ["Sessions", (one) => count(one.sessions), "number"],
       ], rows, { key: (one) => one.worker, empty: "One process serves; there are no workers." })),

@@ -36,6 +36,13 @@ def test_answers_follow_from_what_was_said_last(items: list[Item], heard: str | 
     assert reply(item, said, name="", fixed=None) == answer
 
 
+@pytest.mark.parametrize(("said", "answer"), [("Why?", "You said: Why?"), ("Go!", "You said: Go!"), ("Yes...", "You said: Yes.")])
+def test_a_sentence_ends_once(said: str, answer: str) -> None:
+    """Whatever it ended with."""
+    assert reply(USER, said, name="", fixed=None) == answer
+    assert reply(USER, said, name="a", fixed=None) == f"{answer} This is a."
+
+
 def test_name_is_told_and_a_fixed_answer_wins() -> None:
     """One sees who spoke, unless the words were chosen."""
     assert reply(USER, "hello", name="alpha", fixed=None) == "You said: hello. This is alpha."
