@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 from router import logs, watch
 from router.config import Loaded
 from router.config.loader import is_loopback, load_text, read_text
-from router.config.settings import Settings
+from router.config.settings import ListenSettings, Settings
 from router.errors import ConfigError, Problem
 from router.events import Notice, Observers, Reloaded
 from router.generations import Change, History, change_of, effective, exposed
@@ -38,12 +38,14 @@ class Source:
         path: the file.
         seen: what the file held before it was read for the first time, so that no later change is missed.
         host, port: of the command line; they win over the file's.
+        inherited: see ``generations.exposed``.
     """
 
     path: str
     seen: watch.Marks
     host: str | None = None
     port: int | None = None
+    inherited: tuple[ListenSettings, ...] = ()
 
     @classmethod
     def of(cls, path: str, *, host: str | None = None, port: int | None = None) -> Source:
@@ -139,7 +141,7 @@ def prepare(source: Source, text: str, running: Settings) -> Prepared:
     except Exception as error:  # a third party's strategy is imported
         raise ConfigError([unexpected(source, error)]) from error
     wanted = effective(running, loaded.settings)
-    if problems := exposed(wanted.settings, is_loopback=is_loopback, file=source.path):
+    if problems := exposed(wanted.settings, is_loopback=is_loopback, file=source.path, inherited=source.inherited):
         raise ConfigError(problems, warnings=loaded.warnings)
     return Prepared(
         settings=wanted.settings,
