@@ -556,7 +556,7 @@ class Engine:
         if abnormal and end.seconds < books.group.settings.breaker.early_close_s:
             detail = f"session ended by the upstream ({end.cause}, code {end.upstream_code}) after {end.seconds:.1f} s"
             deployment.failed(opened.lease, _EARLY_CLOSE, ready_s, detail)
-        elif not abnormal:
+        elif not abnormal and opened.lease.current:
             deployment.survived()
 
     def _record(
@@ -621,6 +621,7 @@ class _Books:
         self._tell = engine.tell
         self._session = request.session
         self._deployment = opened.deployment
+        self._lease = opened.lease
         self._early_close_s = request.group.settings.breaker.early_close_s
         self._started = engine.clock()
         self._credited = False
@@ -630,7 +631,7 @@ class _Books:
             on_usage=self._on_usage,
             on_first_audio=self._on_first_audio,
             on_trouble=self._on_trouble,
-            on_limits=self._deployment.reported,
+            on_limits=self._on_limits,
             on_tick=self._on_tick,
             on_turn=self._on_turn if engine.traced else None,
         )
@@ -644,7 +645,8 @@ class _Books:
     def _on_tick(self, now: float) -> None:
         if not self._credited and now - self._started >= self._early_close_s:
             self._credited = True
-            self._deployment.survived()
+            if self._lease.current:
+                self._deployment.survived()
         if now - self._flushed_at >= TRAFFIC_INTERVAL_S:
             self._flushed_at = now
             self.flush()
@@ -654,8 +656,13 @@ class _Books:
         self._tell(UsageRecorded(deployment=self._deployment.id, group=self._deployment.settings.group, usage=usage))
 
     def _on_first_audio(self, seconds: float) -> None:
-        self._deployment.first_audio(seconds)
+        if self._lease.current:
+            self._deployment.first_audio(seconds)
         self._tell(FirstAudio(deployment=self._deployment.id, group=self._deployment.settings.group, seconds=seconds))
+
+    def _on_limits(self, spent: float, seconds: float) -> None:
+        if self._lease.current:
+            self._deployment.reported(spent, seconds)
 
     def _on_turn(self, turn: Turn) -> None:
         settings = self._deployment.settings
@@ -672,6 +679,8 @@ class _Books:
 
     def _on_trouble(self, code: str, kind: str) -> None:
         """A failed turn tells of limits and quota too (PROTOCOL §3); the running session itself is not touched."""
+        if not self._lease.current:
+            return
         meaning = error_kind(self._deployment.provider, code, kind)
         settings = self._deployment.settings
         if meaning is ErrorKind.RATE_LIMITED:

@@ -221,6 +221,19 @@ async def test_a_search_that_was_under_way_follows_the_new_file(simulator: Simul
         assert record.deployment == "good" and record.generation == 2
 
 
+async def test_a_session_of_the_old_key_says_nothing_about_the_new_one(simulator: SimulatorFactory) -> None:
+    """The provider limits the old key in a session that runs on; the mended one is not left alone for it."""
+    sim = await simulator(name="sim", faults=["fail_turn=rate_limit_exceeded,type=requests,next=1"])
+    async with running_router(config_of(sim)) as router, router.connect(MODEL) as ws:
+        mended = config_of(deployment_of(sim, id="sim", api_key="sk-mended-0123456789"))
+        assert router.engine.apply(load_config(mended).settings, generation=2).changed == ("sim",)
+        assert "response.done" in await run_turn(ws)
+        assert (await run_turn(ws))[-1] == "response.done"
+        deployment = router.deployment("sim")
+        assert not router.cool_downs and deployment.state == "admitting" and deployment.first_audio_s is None
+        assert (await router.session()).deployment == "sim"
+
+
 async def test_removed_deployments_are_forgotten_after_their_last_session(
     simulator: SimulatorFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
