@@ -87,6 +87,7 @@ class Generations:
                 data = {
                     "errors": [problem_document(problem) for problem in error.problems],
                     "warnings": [problem_document(problem) for problem in error.warnings],
+                    "files": list(error.files),
                 }
             else:
                 self._prepared = (number, prepared)
