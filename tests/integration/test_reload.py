@@ -251,6 +251,53 @@ async def test_removed_deployments_are_forgotten_after_their_last_session(
         assert 'deployment="first"' not in page and f'group="{MODEL}"' not in page
 
 
+async def test_what_moved_to_another_group_leaves_nothing_behind(
+    simulator: SimulatorFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The id stays, so nothing is removed by name; the old one's sessions end, and it is forgotten with its series."""
+    monkeypatch.setattr("router.engine.TRAFFIC_INTERVAL_S", 0.05)
+    sim = await simulator(name="sim")
+    async with running_router(config_of(deployment_of(sim, id="d"), deployment_of(sim, id="stays"))) as router:
+        router.deployment("stays").override(state="drain")
+        async with router.connect(MODEL) as ws:
+            await run_turn(ws)
+            moved = config_of(deployment_of(sim, id="d", model="new"), deployment_of(sim, id="stays"))
+            router.engine.apply(load_config(moved).settings, generation=2)
+            assert len(router.engine.pool.leaving) == 1
+        gone = await router.until(DeploymentGone)
+        assert (gone.deployment, gone.group, gone.with_group) == ("d", MODEL, False)
+        assert router.engine.pool.leaving == ()
+        page = router.metrics.render("")[0].decode()
+        assert f'deployment="d",group="{MODEL}"' not in page and f'group="{MODEL}",deployment="d"' not in page
+        assert re.search(r'attempts_total\{[^}]*(?:deployment="d"[^}]*group="new"|group="new"[^}]*deployment="d")', page)
+
+
+async def test_a_reload_at_the_end_starts_nothing(simulator: SimulatorFactory) -> None:
+    """What runs in the background is closed already: the generation is in force, and nobody complains."""
+    sim = await simulator(name="sim")
+    async with running_router(config_of(sim)) as router:
+        await router.engine.close()
+        probed = config_of(deployment_of(sim, id="new", health_check={"interval_s": 60, "timeout_s": 5}))
+        assert router.engine.apply(load_config(probed).settings, generation=2).removed == ("sim",)
+
+
+async def test_a_probe_does_not_begin_anew_with_every_edit(simulator: SimulatorFactory) -> None:
+    """Place, weight and limits are nothing to it: edits would make probes more frequent, or keep them off."""
+    sim = await simulator(name="sim")
+    probed: dict[str, Any] = {"id": "d", "health_check": {"interval_s": 60, "timeout_s": 5}}
+    async with running_router(config_of(deployment_of(sim, **probed))) as router:
+        (before,) = [task for task in asyncio.all_tasks() if task.get_name() == "health check d"]
+        edited = config_of(deployment_of(sim, id="e"), deployment_of(sim, **probed, weight=3, rpm=5))
+        router.engine.apply(load_config(edited).settings, generation=2)
+        await asyncio.sleep(0)
+        assert [task for task in asyncio.all_tasks() if task.get_name() == "health check d"] == [before]
+        mended = config_of(deployment_of(sim, **probed, api_key="sk-mended-0123456789"))
+        router.engine.apply(load_config(mended).settings, generation=3)
+        await router.until_true(before.cancelled)
+        (after,) = [task for task in asyncio.all_tasks() if task.get_name() == "health check d"]
+        assert after is not before
+
+
 # --- several workers -----------------------------------------------------------------------------
 
 
