@@ -184,6 +184,7 @@ class Succession:
     ) -> list[list[socket.socket]]:
         mine = [one.sock for one in given if one.role == role]
         addresses = resolve(listen)
+        dealt: list[list[list[socket.socket]]] = []  # one address after the other
         if self.kept and mine:
             # Whoever wrote the unit has decided where to listen.
             for sock in mine:
@@ -195,14 +196,15 @@ class Succession:
                 if not any(_is_at(sock, address) for address in addresses):
                     facts = {"found": _named(sock), "configured": f"{listen.host}:{listen.port}", "for": role}
                     self._tell(Notice(level="warning", event="address of another place", facts=facts))
-            return deal(mine, workers)
-        found: list[list[socket.socket]] = [[] for _ in range(workers)]
-        for address in addresses:
-            there = [sock for sock in mine if _is_at(sock, address)]
-            dealt = deal(there, workers) if there else [[sock] for sock in open_address(address, workers, shared=workers > 1)]
-            for own, more in zip(found, dealt, strict=True):
-                own += more
-        return found
+            places = dict.fromkeys(address_of(sock) for sock in mine)
+            dealt = [deal([sock for sock in mine if address_of(sock) == place], workers) for place in places]
+        else:
+            for address in addresses:
+                there = [sock for sock in mine if _is_at(sock, address)]
+                if not there:
+                    there = open_address(address, workers, shared=workers > 1)
+                dealt.append(deal(there, workers))
+        return [[sock for one in own for sock in one] for own in zip(*dealt, strict=True)]
 
 
 def _is_at(sock: socket.socket, address: Address) -> bool:

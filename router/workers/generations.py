@@ -143,6 +143,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
         "removed": list(change.removed),
         "files": list(prepared.files),
         "watch": server.watch,
+        "log_level": server.log_level,
         "drain": asdict(server.drain),
         "configured": configured_of(prepared.settings),
     }

@@ -266,7 +266,7 @@ async def test_what_moved_to_another_group_leaves_nothing_behind(
             assert len(router.engine.pool.leaving) == 1
         gone = await router.until(DeploymentGone)
         assert (gone.deployment, gone.group, gone.with_group) == ("d", MODEL, False)
-        assert router.engine.pool.leaving == ()
+        assert not list(router.engine.pool.leaving)
         page = router.metrics.render("")[0].decode()
         assert f'deployment="d",group="{MODEL}"' not in page and f'group="{MODEL}",deployment="d"' not in page
         assert re.search(r'attempts_total\{[^}]*(?:deployment="d"[^}]*group="new"|group="new"[^}]*deployment="d")', page)
@@ -329,6 +329,16 @@ async def test_all_workers_follow_or_none(simulator: SimulatorFactory, tmp_path:
         assert await metric(router, "config_last_reload_successful") == 0
         await sessions_in_all(router, "new", 4)
         assert len(router.lines("configuration applied")) == 1
+
+
+async def test_the_parent_follows_the_log_level(sim: Simulator, tmp_path: Path) -> None:
+    """It tells of reloads, deaths and the end: one process at another level than the rest would hide half of what happens."""
+    quiet = {"workers": 2, "log_level": "error"}
+    path = written(tmp_path, config_of(sim, general=quiet))
+    async with router_process(path) as router:
+        router.signal(signal.SIGHUP)
+        replace_file(path, config_of(sim, general={**quiet, "log_level": "info"}))
+        assert (await router.logged("configuration applied"))["generation"] >= 2
 
 
 async def test_a_replaced_worker_begins_with_the_newest(simulator: SimulatorFactory, tmp_path: Path) -> None:
