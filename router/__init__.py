@@ -25,7 +25,6 @@ Where to find what:
     admin/          what operators see and do over HTTP; ctl/ the same from a shell; dashboard/ in a browser
                     live.py: a session as long as it lasts; decisions.py: why sessions went where they went
     reload.py       another generation of the configuration; generations.py what of it can be in force; watch.py when
-    departure.py    the way to the end; drain.py its stages; handover.py, succession.py: the sockets' way to the next process
     simulator/      a provider to develop, demo and test against
     library.py      the same without a server
 

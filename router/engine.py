@@ -10,6 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final, cast
 
 from router.accounting import Accounting
@@ -146,7 +147,8 @@ class Engine:
         self.room: int | None = None  # most sessions that the descriptors allow; ``None``: nobody has counted them
         self._probers: dict[Deployment, tuple[DeploymentSettings, asyncio.Task[None]]] = {}
         self._started = False
-        self._removed: dict[str, str] = {}  # deployments of earlier generations that observers still know → their group
+        self._removed: set[tuple[str, str]] = set()  # deployments of earlier generations that observers still know: id, group
+        self._forgetting = False  # ``_forget_removed`` runs
         self._serving = 0  # sessions between their search and their record
         self._pending = 0  # those of them that look for an upstream
         self._searching: set[asyncio.Task[object]] = set()  # whose these are; ``end_all`` takes out those that it cancels
@@ -238,23 +240,26 @@ class Engine:
         Raises:
             Exception: a strategy cannot be made; the generation in force stays.
         """
-        group_of = {deployment.id: deployment.settings.group for deployment in self.pool.deployments}
+        before = set(map(_place, self.pool.deployments))
         change = change_of(self.settings, settings)
         self.pool.apply(settings)
         self.settings = settings
         self.generation = generation
         server = settings.server
         self._budget.configure(ratio=server.retry_budget_ratio, min_per_s=server.retry_budget_min_per_s)
-        if self._started:
+        # One that has moved to another group is not there any more, either.
+        self._removed |= before - set(map(_place, self.pool.deployments))
+        self.dialer.forget()
+        if self._started and not self.tasks.closed:
             self._attend()
-        if change.removed and not self._removed and self._started:
-            self.tasks.spawn(self._forget_removed(), name="removed deployments")
-        self._removed |= {removed: group_of[removed] for removed in change.removed}
+            if not self._forgetting and (self._removed or self.pool.leaving):
+                self._forgetting = True
+                self.tasks.spawn(self._forget_removed(), name="removed deployments")
         return change
 
     def _attend(self) -> None:
         """Probe what is to be probed, and nothing else; look new names up."""
-        wanted = {item: item.settings for item in self.pool.deployments if item.settings.health_check is not None}
+        wanted = {item: _probed(item.settings) for item in self.pool.deployments if item.settings.health_check is not None}
         for deployment, (settings, task) in list(self._probers.items()):
             if wanted.get(deployment) != settings:
                 task.cancel()
@@ -272,20 +277,20 @@ class Engine:
 
     async def _forget_removed(self) -> None:
         """Tell the observers when a removed deployment's last session has ended, its last counts included."""
-        while self._removed:
+        while self._removed or self.pool.leaving:
             await asyncio.sleep(TRAFFIC_INTERVAL_S)
             self.pool.forget_left()
-            configured = {deployment.id for deployment in self.pool.deployments}
-            leaving = {deployment.id for deployment in self.pool.leaving}
+            configured = set(map(_place, self.pool.deployments))
+            leaving = set(map(_place, self.pool.leaving))
             groups = {deployment.settings.group for deployment in self.pool.every}
-            for deployment, group in list(self._removed.items()):
-                if deployment in configured:
-                    del self._removed[deployment]  # a later generation has brought it back
-                elif deployment not in leaving:
-                    del self._removed[deployment]
-                    # Sessions that asked for the group may run on another one's deployments.
-                    with_group = group not in groups and group not in self._by_group
-                    self.tell(DeploymentGone(deployment=deployment, group=group, with_group=with_group))
+            # A later generation may have brought it back.
+            self._removed -= configured
+            for deployment, group in self._removed - leaving:
+                self._removed.discard((deployment, group))
+                # Sessions that asked for the group may run on another one's deployments.
+                with_group = group not in groups and group not in self._by_group
+                self.tell(DeploymentGone(deployment=deployment, group=group, with_group=with_group))
+        self._forgetting = False
 
     async def join(self) -> None:
         """Return when the others of the fleet, if there is one, were heard for the first time, or could not be."""
@@ -536,7 +541,7 @@ class Engine:
         if abnormal and end.seconds < books.group.settings.breaker.early_close_s:
             detail = f"session ended by the upstream ({end.cause}, code {end.upstream_code}) after {end.seconds:.1f} s"
             deployment.failed(opened.lease, _EARLY_CLOSE, ready_s, detail)
-        elif not abnormal:
+        elif not abnormal and opened.lease.current:
             deployment.survived()
 
     def _record(
@@ -587,6 +592,15 @@ class Engine:
         self.tell(Notice(level="error", event="task failed", facts={"task": name, "error": error}))
 
 
+def _probed(settings: DeploymentSettings) -> DeploymentSettings:
+    """Return what a probe goes by, with all else made equal: it begins anew only when that changes."""
+    return replace(settings, position=0, weight=1.0, order=0, max_sessions=None, rpm=None, tpm=None, state="ready")
+
+
+def _place(deployment: Deployment) -> tuple[str, str]:
+    return deployment.id, deployment.settings.group
+
+
 def _end_relay(relay: Relay, *, code: int, reason: str) -> None:
     message = error_event("router_shutting_down", "The router is shutting down.")
     relay.end(cause="shutdown", code=code, reason=reason, error_event=message)
@@ -601,6 +615,7 @@ class _Books:
         self._tell = engine.tell
         self._session = request.session
         self._deployment = opened.deployment
+        self._lease = opened.lease
         self._early_close_s = request.group.settings.breaker.early_close_s
         self._started = engine.clock()
         self._credited = False
@@ -610,7 +625,7 @@ class _Books:
             on_usage=self._on_usage,
             on_first_audio=self._on_first_audio,
             on_trouble=self._on_trouble,
-            on_limits=self._deployment.reported,
+            on_limits=self._on_limits,
             on_tick=self._on_tick,
             on_turn=self._on_turn if engine.traced else None,
         )
@@ -624,7 +639,8 @@ class _Books:
     def _on_tick(self, now: float) -> None:
         if not self._credited and now - self._started >= self._early_close_s:
             self._credited = True
-            self._deployment.survived()
+            if self._lease.current:
+                self._deployment.survived()
         if now - self._flushed_at >= TRAFFIC_INTERVAL_S:
             self._flushed_at = now
             self.flush()
@@ -634,8 +650,13 @@ class _Books:
         self._tell(UsageRecorded(deployment=self._deployment.id, group=self._deployment.settings.group, usage=usage))
 
     def _on_first_audio(self, seconds: float) -> None:
-        self._deployment.first_audio(seconds)
+        if self._lease.current:
+            self._deployment.first_audio(seconds)
         self._tell(FirstAudio(deployment=self._deployment.id, group=self._deployment.settings.group, seconds=seconds))
+
+    def _on_limits(self, spent: float, seconds: float) -> None:
+        if self._lease.current:
+            self._deployment.reported(spent, seconds)
 
     def _on_turn(self, turn: Turn) -> None:
         settings = self._deployment.settings
@@ -652,6 +673,8 @@ class _Books:
 
     def _on_trouble(self, code: str, kind: str) -> None:
         """A failed turn tells of limits and quota too (PROTOCOL §3); the running session itself is not touched."""
+        if not self._lease.current:
+            return
         meaning = error_kind(self._deployment.provider, code, kind)
         settings = self._deployment.settings
         if meaning is ErrorKind.RATE_LIMITED:

@@ -100,9 +100,12 @@ class ConfigError(RouterError):
 
     code = "invalid_configuration"
 
-    def __init__(self, problems: Sequence[Problem], *, warnings: Sequence[Problem] = ()) -> None:
+    def __init__(
+        self, problems: Sequence[Problem], *, warnings: Sequence[Problem] = (), files: Sequence[str] = ()
+    ) -> None:
         self.problems = tuple(problems)
         self.warnings = tuple(warnings)  # what else was noticed; often the reason of a problem, such as a skipped entry
+        self.files = tuple(files)  # absolute names of the other files that it names: what they hold may be the problem
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 

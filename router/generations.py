@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from router.config.settings import BreakerSettings, DeploymentSettings, Settings
+from router.config.settings import BreakerSettings, DeploymentSettings, ListenSettings, Settings
 from router.errors import Problem
 
 # What cannot change in a running process: the key's name, and its value in settings.
@@ -90,10 +90,18 @@ def _deployments(settings: Settings) -> dict[str, tuple[DeploymentSettings, Brea
     }
 
 
-def exposed(settings: Settings, *, is_loopback: Callable[[str], bool], file: str) -> tuple[Problem, ...]:
+def exposed(
+    settings: Settings, *, is_loopback: Callable[[str], bool], file: str, inherited: Sequence[ListenSettings] = ()
+) -> tuple[Problem, ...]:
     """Return why settings would open the router to everybody: no key any more, on addresses that others reach.
 
     The check of a file sees the addresses that it names, and those in force may be others.
+
+    Args:
+        settings: to be in force.
+        is_loopback: whether a host is reached from this one alone.
+        file: for the problems.
+        inherited: where systemd listens for this process, whatever the file says.
     """
     server = settings.server
     if not server.keyless:
@@ -106,6 +114,11 @@ def exposed(settings: Settings, *, is_loopback: Callable[[str], bool], file: str
         expected="a key, because other hosts can reach a proxy",
         hint="keep a key until the restart",
     )
+    places = (
+        ("listen", server.listen),
+        ("ops_listen", server.ops_listen),
+        *(("systemd's socket", place) for place in inherited),
+    )
     return ((proxied,) if server.proxy_protocol else ()) + tuple(
         Problem(
             file=file,
@@ -115,7 +128,7 @@ def exposed(settings: Settings, *, is_loopback: Callable[[str], bool], file: str
             expected="a key, because other hosts can reach that address",
             hint="keep a key until the restart",
         )
-        for name, listen in (("listen", server.listen), ("ops_listen", server.ops_listen))
+        for name, listen in places
         if listen is not None and not is_loopback(listen.host)
     )
 

@@ -228,7 +228,6 @@ class Point:
         generation: returns the number of the configuration in force.
         watch: of the owner.
         tell: observers.
-
     """
 
     def __init__(
@@ -322,8 +321,11 @@ class Point:
     def _beside(self) -> str:
         return f"{self.path}.{os.getpid()}"
 
+    # An owner that looks at several sockets at once may call for one that has been closed since.
+
     def _accept(self) -> None:
-        assert self._sock is not None
+        if self._sock is None:
+            return
         try:
             sock, _ = self._sock.accept()
         except OSError:  # it has left again, or there is no descriptor for it now
@@ -347,6 +349,8 @@ class Point:
         self._watch(sock, lambda: self._hear(peer))
 
     def _hear(self, peer: _Peer) -> None:
+        if peer not in self._peers:
+            return
         try:
             data = peer.sock.recv(4096)
         except BlockingIOError:

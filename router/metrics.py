@@ -149,19 +149,18 @@ class Metrics:
             for outcome in sorted(_BEAT_OUTCOMES):
                 self._beats.labels(outcome)
 
-    def forget(self, deployment: str) -> None:
+    def forget(self, deployment: str, group: str) -> None:
         """Drop what was counted for a deployment that a later generation removed, once its last session has ended.
 
-        What is told of it afterwards is counted from 0 again.
+        What is told of it afterwards is counted from 0 again. Of an id that lives on in another group, that one's counts stay.
         """
-        self._drop(self._by_deployment, "deployment", deployment)
-        self._announced = {known for known in self._announced if known[1] != deployment}
+        self._drop(self._by_deployment, deployment=deployment, group=group)
+        self._announced.discard((_label(group), _label(deployment)))
 
     def forget_group(self, group: str) -> None:
         """Drop what was counted for a group that a later generation removed, its deployments' counts included."""
-        self._drop(self._by_deployment, "group", group)
-        self._drop(self._by_group, "group", group)
-        self._announced = {known for known in self._announced if known[0] != group}
+        self._drop([*self._by_deployment, *self._by_group], group=group)
+        self._announced = {known for known in self._announced if known[0] != _label(group)}
 
     def config_loaded(self, generation: int, *, epoch_s: float) -> None:
         """The configuration of the start is in force.
@@ -399,7 +398,7 @@ class Metrics:
             self.config_in_force(event.generation, epoch_s=event.at, restart_needed=bool(event.restart_needed))
 
     def _gone(self, event: events.DeploymentGone) -> None:
-        self.forget(event.deployment)
+        self.forget(event.deployment, event.group)
         if event.with_group:
             self.forget_group(event.group)
 
@@ -433,12 +432,13 @@ class Metrics:
             for reason in _REASONS:
                 self._ejections.labels(*key, reason)
 
-    def _drop(self, families: Iterable[tuple[MetricWrapperBase, tuple[str, ...]]], label: str, value: str) -> None:
+    def _drop(self, families: Iterable[tuple[MetricWrapperBase, tuple[str, ...]]], **wanted: str) -> None:
         self._children.clear()
         for family, labels in families:
             # The children are private to the library; what they export is not.
             samples = [sample.labels for metric in family.collect() for sample in metric.samples]
-            for child in {tuple(sample[name] for name in labels) for sample in samples if sample[label] == _label(value)}:
+            dropped = [sample for sample in samples if all(sample[name] == _label(value) for name, value in wanted.items())]
+            for child in {tuple(sample[name] for name in labels) for sample in dropped}:
                 family.remove(*child)
 
 

@@ -67,15 +67,21 @@ class Alone:
 class Lease:
     """One session's or probe's hold on a deployment, from before the dial to the end. Releasing it twice is one release."""
 
-    __slots__ = ("_held", "deployment", "on_release", "place", "ticket")
+    __slots__ = ("_held", "_target", "deployment", "on_release", "place", "ticket")
 
     def __init__(self, deployment: Deployment, ticket: Ticket) -> None:
         self.deployment = deployment
         self.ticket = ticket
         self._held = True
+        self._target = deployment.target
         # Only with a limit that holds across the fleet: the place's name, and who takes it back.
         self.place = ""
         self.on_release: Callable[[str, str], None] | None = None
+
+    @property
+    def current(self) -> bool:
+        """Whether the deployment is still what it was when this was taken: if not, what happens here says nothing about it."""
+        return self._target == self.deployment.target
 
     def release(self) -> None:
         """Give it back."""
@@ -130,6 +136,7 @@ class Deployment:
         self.cool_down = CoolDown(clock)
         self.starts = SlidingWindow(settings.rpm, clock=clock)
         self.tokens = SlidingWindow(settings.tpm, clock=clock)
+        self.target = 0  # grows whenever a generation makes it another address, key or certificate
         self.removed = False  # a later generation does not have it: no new sessions, those that run go on
         self.sessions = 0
         self.started = 0  # sessions since the process began, probes included
@@ -158,6 +165,7 @@ class Deployment:
         deployment that was ejected for a bad key is admitted as soon as the key is mended.
         """
         if _target(settings) != _target(self.settings):
+            self.target += 1
             self.breaker.reset()
             self.cool_down.clear()
             self.was_ready = False
@@ -397,6 +405,8 @@ class Deployment:
 
     def ready(self, lease: Lease, seconds: float) -> None:
         """The attempt's upstream sent its first good event after ``seconds``."""
+        if not lease.current:
+            return
         self._ready.observe(seconds)
         self.was_ready = True
         # A cool-down stays: nobody dials while it runs, so this dial began before the provider asked to be left alone.
@@ -407,6 +417,8 @@ class Deployment:
 
     def failed(self, lease: Lease, verdict: Verdict, seconds: float, detail: str) -> None:
         """The attempt failed, or its session ended early; ``seconds`` from its dial."""
+        if not lease.current:
+            return
         group = self.settings.group
         if verdict.outcome is Outcome.RATE_LIMITED:
             wait_s = self.cool_down.start(verdict.retry_after_s, reason=verdict.outcome)

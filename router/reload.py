@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 from router import logs, watch
 from router.config import Loaded
 from router.config.loader import is_loopback, load_text, read_text
-from router.config.settings import Settings
+from router.config.settings import ListenSettings, Settings
 from router.errors import ConfigError, Problem
 from router.events import Notice, Observers, Reloaded
 from router.generations import Change, History, change_of, effective, exposed
@@ -38,12 +38,14 @@ class Source:
         path: the file.
         seen: what the file held before it was read for the first time, so that no later change is missed.
         host, port: of the command line; they win over the file's.
+        inherited: see ``generations.exposed``.
     """
 
     path: str
     seen: watch.Marks
     host: str | None = None
     port: int | None = None
+    inherited: tuple[ListenSettings, ...] = ()
 
     @classmethod
     def of(cls, path: str, *, host: str | None = None, port: int | None = None) -> Source:
@@ -139,8 +141,8 @@ def prepare(source: Source, text: str, running: Settings) -> Prepared:
     except Exception as error:  # a third party's strategy is imported
         raise ConfigError([unexpected(source, error)]) from error
     wanted = effective(running, loaded.settings)
-    if problems := exposed(wanted.settings, is_loopback=is_loopback, file=source.path):
-        raise ConfigError(problems, warnings=loaded.warnings)
+    if problems := exposed(wanted.settings, is_loopback=is_loopback, file=source.path, inherited=source.inherited):
+        raise ConfigError(problems, warnings=loaded.warnings, files=loaded.files)
     return Prepared(
         settings=wanted.settings,
         restart_needed=wanted.restart_needed,
@@ -195,6 +197,8 @@ class Reloader:
         # What the files held when they were read last, by whatever trigger.
         self._seen: watch.Marks = {**watch.marks_of(loaded.files), **source.seen}
         self._reading = asyncio.Lock()
+        # A reload that has not begun to read: whoever wants one meanwhile wants the same.
+        self._next: asyncio.Task[None] | None = None
         self._tasks = Tasks(on_error=self._failed)
         self._watching: asyncio.Task[None] | None = None
 
@@ -209,12 +213,12 @@ class Reloader:
 
     def request(self, trigger: str) -> None:
         """Have the configuration read again soon; for signals."""
-        self._tasks.spawn(self._reload(trigger), name="reload")
+        self._soon(trigger)
 
     async def reload(self, trigger: str) -> Mapping[str, Any]:
         """Read the configuration again and put it in force, if it can be. Returns what ``describe`` says then."""
         # Whoever asks may leave; what has begun is brought to its end.
-        await asyncio.shield(self._tasks.spawn(self._reload(trigger), name="reload"))
+        await asyncio.shield(self._soon(trigger))
         return self._history.describe()
 
     async def close(self) -> None:
@@ -228,28 +232,41 @@ class Reloader:
                     return
                 if await self._unchanged():
                     continue
-                await watch.settled(self._files)
+                await watch.settled(self._files, seen=self._seen)
                 if not await self._unchanged():
-                    await self._reload("file")
+                    await asyncio.shield(self._soon("file"))
 
     async def _unchanged(self) -> bool:
         return await asyncio.to_thread(watch.marks_of, self._files) == self._seen
 
+    def _soon(self, trigger: str) -> asyncio.Task[None]:
+        if self._next is None:
+            self._next = self._tasks.spawn(self._reload(trigger), name="reload")
+        return self._next
+
     async def _reload(self, trigger: str) -> None:
         async with self._reading:
-            # Taken before the file is read: what is written meanwhile is seen as another change.
-            self._seen = await asyncio.to_thread(watch.marks_of, self._files)
+            self._next = None
             try:
+                # Taken before the file is read: what is written meanwhile is seen as another change.
+                self._seen = await asyncio.to_thread(watch.marks_of, self._files)
                 text = await asyncio.to_thread(self._source.read)
                 prepared = await prepare_in_thread(self._source, text, self._settings)
+                await self._follow_files(self._source.files(prepared.files))
             except ConfigError as error:
                 self._refused(trigger, error.problems, error.warnings)
-                return
-            files = self._source.files(prepared.files)
-            if files != self._files:
-                self._files = files
-                self._seen = {**await asyncio.to_thread(watch.marks_of, files), files[0]: self._seen[files[0]]}
-            self._put_in_force(trigger, prepared)
+                # What is missing in them may come.
+                await self._follow_files((*self._files, *(file for file in error.files if file not in self._files)))
+            except Exception as error:  # a machine without threads or memory left
+                self._refused(trigger, (unexpected(self._source, error),), ())
+            else:
+                self._put_in_force(trigger, prepared)
+
+    async def _follow_files(self, files: tuple[str, ...]) -> None:
+        """Have these files watched from now on."""
+        if files != self._files:
+            seen = await asyncio.to_thread(watch.marks_of, files)
+            self._files, self._seen = files, {**seen, files[0]: self._seen[files[0]]}
 
     def _put_in_force(self, trigger: str, prepared: Prepared) -> None:
         history, settings = self._history, prepared.settings
@@ -288,7 +305,7 @@ class Reloader:
             Reloaded(trigger=trigger, generation=history.generation, at=history.at, errors=errors, warnings=warnings)
         )
 
-    def _blind(self, error: OSError) -> None:
+    def _blind(self, error: Exception) -> None:
         facts = {"error": error, "instead": "the file is looked at now and then"}
         self._tell(Notice(level="warning", event="configuration not watched", facts=facts))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 
 from router import logs
@@ -29,6 +30,8 @@ def serve(origin: Origin) -> int:
     except HandoverFailed as error:
         print(error, file=sys.stderr)
         return 1
+    # What is read later is held against the addresses that are in force, as the start is.
+    origin = replace(origin, source=replace(origin.source, inherited=inheritance.places))
     if server.workers > 1:
         # Forks, so it must not have an event loop.
         from router.workers.parent import Parent

@@ -14,11 +14,12 @@ from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from router.config.loader import is_loopback
 from router.config.settings import ListenSettings, ServerSettings
 from router.events import Notice, Observers
 from router.handover import Given, HandoverFailed, Point, Predecessor, Role, Watch, take_over
 from router.systemd import activated, notify
-from router.workers.sockets import Address, open_address, resolve
+from router.workers.sockets import Address, address_of, open_address, resolve
 
 T = TypeVar("T")
 
@@ -36,6 +37,13 @@ class Inheritance:
     given: Sequence[Given] = ()
     kept: bool = False
     predecessor: Predecessor | None = None
+
+    @property
+    def places(self) -> tuple[ListenSettings, ...]:
+        """Where systemd listens for this process, whatever the configuration says."""
+        if not self.kept:
+            return ()
+        return tuple(ListenSettings(host=host, port=port) for host, port in map(address_of, (one.sock for one in self.given)))
 
 
 #: For a process that opens its addresses itself.
@@ -114,10 +122,10 @@ class Succession:
             self._point = Point(server.handover, given=self._given, generation=generation, watch=watch, tell=tell)
             self._point.claim()
         try:
-            self.clients = self._sockets("clients", server.listen, inheritance.given, workers)
+            self.clients = self._sockets("clients", server, server.listen, inheritance.given, workers)
             self.operators: list[list[socket.socket]] = [[] for _ in range(workers)]
             if server.ops_listen is not None:
-                self.operators = self._sockets("operators", server.ops_listen, inheritance.given, workers)
+                self.operators = self._sockets("operators", server, server.ops_listen, inheritance.given, workers)
         except BaseException:
             self.close()
             raise
@@ -172,24 +180,31 @@ class Succession:
         return list(found.values())
 
     def _sockets(
-        self, role: Role, listen: ListenSettings, given: Sequence[Given], workers: int
+        self, role: Role, server: ServerSettings, listen: ListenSettings, given: Sequence[Given], workers: int
     ) -> list[list[socket.socket]]:
         mine = [one.sock for one in given if one.role == role]
         addresses = resolve(listen)
+        dealt: list[list[list[socket.socket]]] = []  # one address after the other
         if self.kept and mine:
             # Whoever wrote the unit has decided where to listen.
             for sock in mine:
+                if server.keyless and not is_loopback(address_of(sock)[0]):
+                    raise HandoverFailed(
+                        f"LISTEN_FDS: found {_named(sock)} without any key, expected general_settings.master_key or "
+                        "general_settings.keys, because other hosts can reach that address"
+                    )
                 if not any(_is_at(sock, address) for address in addresses):
                     facts = {"found": _named(sock), "configured": f"{listen.host}:{listen.port}", "for": role}
                     self._tell(Notice(level="warning", event="address of another place", facts=facts))
-            return deal(mine, workers)
-        found: list[list[socket.socket]] = [[] for _ in range(workers)]
-        for address in addresses:
-            there = [sock for sock in mine if _is_at(sock, address)]
-            dealt = deal(there, workers) if there else [[sock] for sock in open_address(address, workers, shared=workers > 1)]
-            for own, more in zip(found, dealt, strict=True):
-                own += more
-        return found
+            places = dict.fromkeys(address_of(sock) for sock in mine)
+            dealt = [deal([sock for sock in mine if address_of(sock) == place], workers) for place in places]
+        else:
+            for address in addresses:
+                there = [sock for sock in mine if _is_at(sock, address)]
+                if not there:
+                    there = open_address(address, workers, shared=workers > 1)
+                dealt.append(deal(there, workers))
+        return [[sock for one in own for sock in one] for own in zip(*dealt, strict=True)]
 
 
 def _is_at(sock: socket.socket, address: Address) -> bool:

@@ -269,6 +269,10 @@ class Dialer:
                     await session.close()
         await self._tokens.close()
 
+    def forget(self) -> None:
+        """Another generation is in force: keep nothing that was made of the settings, and keys, of the one before."""
+        self._routes.clear()
+
     def prefetch(self, deployment: DeploymentSettings) -> None:
         """Start to fetch a token that takes longer than a dial may; nothing happens when the deployment uses none."""
         self._tokens.prefetch(deployment)

@@ -96,21 +96,36 @@ def looks(files: Iterable[str]) -> Looks:
     return tuple(found)
 
 
-async def settled(files: Collection[str]) -> None:
-    """Return when files have stopped to change: what is half written must not be read, for it may be a legal file."""
+def vanished(files: Iterable[str], found: Looks, seen: Marks) -> bool:
+    """Return whether a file that was there is not: an editor has moved the old one away, and is about to put a new one there.
+
+    Args:
+        files: the files.
+        found: ``looks`` at them.
+        seen: ``marks_of`` them, when they were read last.
+    """
+    return any(look == NOTHING and seen.get(file, b"") != b"" for file, look in zip(files, found, strict=True))
+
+
+async def settled(files: Collection[str], *, seen: Marks) -> None:
+    """Return when files have stopped to change: what is half written must not be read, for it may be a legal file.
+
+    Args:
+        files: the files.
+        seen: see ``vanished``.
+    """
     loop = asyncio.get_running_loop()
     ends = loop.time() + MOST_UNSETTLED_S
     before = looks(files)
     while loop.time() < ends:
         await asyncio.sleep(SETTLED_S)
         now = looks(files)
-        # A file that is not there is about to be: an editor has moved the old one away.
-        if now == before and NOTHING not in now:
+        if now == before and not vanished(files, now, seen):
             return
         before = now
 
 
-async def changes(files: Callable[[], Collection[str]], *, on_blind: Callable[[OSError], None]) -> AsyncGenerator[None, None]:
+async def changes(files: Callable[[], Collection[str]], *, on_blind: Callable[[Exception], None]) -> AsyncGenerator[None, None]:
     """Yield whenever one of the files may have changed, and now and then when not.
 
     Args:
@@ -126,7 +141,7 @@ async def changes(files: Callable[[], Collection[str]], *, on_blind: Callable[[O
                     yield
                     if {folder for file in files() for folder in folders(file)} != wanted:
                         break
-        except OSError as error:
+        except Exception as error:  # the system's, or one of watchfiles' own, which it may wrap in a group
             if not told:
                 told = True
                 on_blind(error)

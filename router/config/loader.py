@@ -166,7 +166,8 @@ def _load(text: str, *, file: str, environ: Mapping[str, str], folder: str, host
     server = _server(general, entries, aliases, report, host=host, port=port, workers=workers, folder=folder)
     _tell_misconfigured(entries, report)
     ignored.tell()
-    report.raise_if_failed()
+    files = tuple(sorted(env.files))
+    report.raise_if_failed(files=files)
     settings = Settings(
         server=server,
         groups=MappingProxyType(built),
@@ -174,7 +175,7 @@ def _load(text: str, *, file: str, environ: Mapping[str, str], folder: str, host
         hidden_aliases=aliases.hidden,
         fleet=fleet,
     )
-    return Loaded(settings=settings, warnings=report.told(report.warnings), files=tuple(sorted(env.files)))
+    return Loaded(settings=settings, warnings=report.told(report.warnings), files=files)
 
 
 def _top_level(document: Document, ignored: Ignored, report: Report) -> dict[str, object]:

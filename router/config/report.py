@@ -113,10 +113,14 @@ class Report:
         """Whether there is an error at ``path`` or below it already; another one there would be its consequence."""
         return tuple(path) in self._places
 
-    def raise_if_failed(self) -> None:
-        """Raise ``ConfigError`` with all errors so far, in the file's order."""
+    def raise_if_failed(self, *, files: Sequence[str] = ()) -> None:
+        """Raise ``ConfigError`` with all errors so far, in the file's order.
+
+        Args:
+            files: see ``ConfigError``.
+        """
         if self.errors:
-            raise ConfigError(self.told(self.errors), warnings=self.told(self.warnings))
+            raise ConfigError(self.told(self.errors), warnings=self.told(self.warnings), files=files)
 
     def told(self, problems: Iterable[Problem]) -> tuple[Problem, ...]:
         """Return problems as they are told: in the file's order, each once, not endlessly many, and without hidden values."""

@@ -25,7 +25,7 @@ from router.breaker import BreakerState
 from router.events import FleetBeat, Notice, Observers
 from router.fleet.exchange import Exchange, ExchangeError, Heard
 from router.fleet.gate import Gate
-from router.fleet.picture import MAXIMA, MOST, Picture, Vector, vector
+from router.fleet.picture import MAXIMA, MOST, Picture, Vector, add, vector
 from router.pool import Deployment
 from router.tasks import Tasks
 
@@ -181,8 +181,12 @@ class Fleet:
         for deployment in self._deployments():
             deployment.telling()
             told = _vector_of(deployment)
+            name = f"d:{deployment.id}"
+            if name in share:
+                # A generation has given the id to something else, and the old one's sessions still run.
+                told = add(({name: share[name]}, {name: told}))[name]
             if any(told):
-                share[f"d:{deployment.id}"] = told
+                share[name] = told
         for name, sessions in self._keys().items():
             share[f"k:{name}"] = (*(0,) * MAXIMA, sessions)
         return share
@@ -275,6 +279,14 @@ class Fleet:
 
 
 def _vector_of(deployment: Deployment) -> Vector:
+    if deployment.removed:
+        # How it does is of no use to anybody; what it holds, and has used of a limit, still counts.
+        return vector(
+            sessions=deployment.sessions,
+            starts=deployment.started,
+            minute_starts=deployment.starts.used(),
+            minute_tokens=min(deployment.tokens.used(), MOST),
+        )
     ready_s = deployment.ready_s if deployment.was_ready else None
     audio_s = deployment.first_audio_s
     return vector(

@@ -87,6 +87,7 @@ class Generations:
                 data = {
                     "errors": [problem_document(problem) for problem in error.problems],
                     "warnings": [problem_document(problem) for problem in error.warnings],
+                    "files": list(error.files),
                 }
             else:
                 self._prepared = (number, prepared)
@@ -142,6 +143,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
         "removed": list(change.removed),
         "files": list(prepared.files),
         "watch": server.watch,
+        "log_level": server.log_level,
         "drain": asdict(server.drain),
         "configured": configured_of(prepared.settings),
     }

@@ -34,6 +34,7 @@ from typing import Any, Final, NoReturn
 import orjson
 from prometheus_client.process_collector import ProcessCollector
 
+from router import logs
 from router.admin import merge as views
 from router.admin.contract import ACTS, QUESTIONS, Args
 from router.admin.overrides import Overrides, configured_of
@@ -229,7 +230,7 @@ class Parent:
         self._overrides = Overrides()
         self._spent = Spent(clock=clock)  # tickets of the dashboard
         self._configured = configured_of(settings)
-        # What the generation in force says of the end; of all else that can change the parent needs nothing.
+        # What the generation in force says of the end; of all else that can change the parent needs next to nothing.
         self._drain_settings = settings.server.drain
         self._origin = origin
         self._reloads = self._reloads_of(origin)
@@ -824,6 +825,7 @@ class Parent:
 
     def _accepted(self, facts: Mapping[str, Any]) -> None:
         """Another generation is in force."""
+        logs.set_level(facts["log_level"])
         self._drain_settings = DrainSettings(**facts["drain"])
         self._configured = facts["configured"]
         self._overrides.settle(self._configured)

@@ -186,19 +186,25 @@ class Reloads(Generic[W]):
     def _look(self, now: float) -> None:
         """See whether a file has changed, and wait until it has stopped to."""
         looks = watch.looks(self._files)
-        if looks != self._looks:
-            self._looks = looks
-            if self._settling_since is None:
-                self._settling_since = now
-            # An editor that moves the old file away is about to put a new one there.
-            return
+        changing = looks != self._looks
+        self._looks = looks
+        if changing and self._settling_since is None:
+            self._settling_since = now
         if self._settling_since is None or not self._watching:
             return
-        if watch.NOTHING in looks and now - self._settling_since < watch.MOST_UNSETTLED_S:
-            return
+        if changing or watch.vanished(self._files, looks, self._seen):
+            # One that never stops to change is read as it is.
+            if now - self._settling_since < watch.MOST_UNSETTLED_S:
+                return
         self._settling_since = None
         if watch.marks_of(self._files) != self._seen:
             self._wanted.append(("file", None))
+
+    def _follow_files(self, files: tuple[str, ...]) -> None:
+        """Look at these files from now on."""
+        if files != self._files:
+            self._files, self._looks = files, watch.looks(files)
+            self._seen = {**watch.marks_of(files), files[0]: self._seen[files[0]]}
 
     def _begin(self) -> None:
         trigger = self._wanted[0][0]
@@ -226,6 +232,8 @@ class Reloads(Generic[W]):
         if reading.refused is not None:
             problems = tuple(problem_of(document) for document in reading.refused["errors"])
             warnings = tuple(problem_of(document) for document in reading.refused["warnings"])
+            # What is missing in them may come.
+            self._follow_files((*self._files, *(file for file in reading.refused["files"] if file not in self._files)))
             self._refused(reading.trigger, problems, warnings, told=reading)
         elif not reading.prepared:
             found = "no worker that could look at it in time"
@@ -255,10 +263,7 @@ class Reloads(Generic[W]):
                 self._send(worker, {"k": "tell", "id": 0, "what": "commit", "args": args})
             else:
                 self._send_newest(worker)
-        files = self._source.files(tuple(facts["files"]))
-        if files != self._files:
-            self._files, self._looks = files, watch.looks(files)
-            self._seen = {**watch.marks_of(files), files[0]: self._seen[files[0]]}
+        self._follow_files(self._source.files(tuple(facts["files"])))
         reading.event = Reloaded(
             trigger=reading.trigger,
             generation=history.generation,

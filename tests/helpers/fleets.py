@@ -117,7 +117,7 @@ class Process:
             self.exchange,
             where="the board",
             member=member,
-            deployments=lambda: self.pool.deployments,
+            deployments=lambda: self.pool.every,
             keys=lambda: self.keys,
             picture=Picture(world.clock),
             on_loss=world.on_loss,

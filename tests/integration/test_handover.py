@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="on
 
 SESSIONS_PER_S = 50
 NEVER_S = 120
+KEY = "sk-router-0123456789abcdef"
 # 100 ms of silence at 24 kHz, 16 bits.
 FRAME = orjson.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(bytes(4800)).decode()}).decode()
 
@@ -369,10 +370,10 @@ async def activated(
         await router.kill()
 
 
-def listener() -> socket.socket:
+def listener(host: str = "127.0.0.1") -> socket.socket:
     """A socket that listens, as systemd's do."""
     sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
+    sock.bind((host, 0))
     sock.listen(128)
     return sock
 
@@ -451,6 +452,34 @@ async def test_sockets_elsewhere_than_configured(sim: Simulator, tmp_path: Path)
             line = router.lines("address of another place")[0]
             assert (line["found"], line["configured"]) == (f"127.0.0.1:{clients.getsockname()[1]}", f"127.0.0.1:{port}")
             await _turn(f"ws://127.0.0.1:{clients.getsockname()[1]}/v1/realtime?model={MODEL}")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_sockets_that_others_reach_need_a_key(sim: Simulator, tmp_path: Path, workers: int) -> None:
+    """A configuration without keys is right because of its loopback address, and the unit listens everywhere."""
+    config = config_of(sim, general={"workers": workers})
+    with listener("0.0.0.0") as clients:
+        async with activated(written(tmp_path, config), [clients], names="clients") as router:
+            assert await router.end() == 1
+            place = f"0.0.0.0:{clients.getsockname()[1]}"
+            assert f"LISTEN_FDS: found {place} without any key, expected general_settings.master_key".encode() in router.err
+            assert b"Traceback" not in router.err
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_keys_cannot_go_while_systemd_listens_everywhere(sim: Simulator, tmp_path: Path, workers: int) -> None:
+    """The file's own address is loopback; a reload knows the sockets as the start did."""
+    with listener("0.0.0.0") as clients:
+        place = f"127.0.0.1:{clients.getsockname()[1]}"
+        general = {"listen": place, "workers": workers}
+        config = written(tmp_path, config_of(sim, general={**general, "master_key": KEY}))
+        async with activated(config, [clients], names="clients") as router:
+            await listening(router)
+            written(tmp_path, config_of(sim, general=general))
+            await router.logged("configuration refused")
+            problem = (await router.logged("configuration"))["problem"]
+            assert "no key any more, while systemd's socket is 0.0.0.0:" in problem
+            assert await _get(f"http://{place}/admin/config") == 401
 
 
 async def test_what_is_no_listening_socket(sim: Simulator, tmp_path: Path) -> None:

@@ -227,6 +227,19 @@ async def test_a_search_that_was_under_way_follows_the_new_file(simulator: Simul
         assert record.deployment == "good" and record.generation == 2
 
 
+async def test_a_session_of_the_old_key_says_nothing_about_the_new_one(simulator: SimulatorFactory) -> None:
+    """The provider limits the old key in a session that runs on; the mended one is not left alone for it."""
+    sim = await simulator(name="sim", faults=["fail_turn=rate_limit_exceeded,type=requests,next=1"])
+    async with running_router(config_of(sim)) as router, router.connect(MODEL) as ws:
+        mended = config_of(deployment_of(sim, id="sim", api_key="sk-mended-0123456789"))
+        assert router.engine.apply(load_config(mended).settings, generation=2).changed == ("sim",)
+        assert "response.done" in await run_turn(ws)
+        assert (await run_turn(ws))[-1] == "response.done"
+        deployment = router.deployment("sim")
+        assert not router.cool_downs and deployment.state == "admitting" and deployment.first_audio_s is None
+        assert (await router.session()).deployment == "sim"
+
+
 async def test_removed_deployments_are_forgotten_after_their_last_session(
     simulator: SimulatorFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +255,53 @@ async def test_removed_deployments_are_forgotten_after_their_last_session(
         assert (gone.deployment, gone.group, gone.with_group) == ("first", MODEL, True)
         page = router.metrics.render("")[0].decode()
         assert 'deployment="first"' not in page and f'group="{MODEL}"' not in page
+
+
+async def test_what_moved_to_another_group_leaves_nothing_behind(
+    simulator: SimulatorFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The id stays, so nothing is removed by name; the old one's sessions end, and it is forgotten with its series."""
+    monkeypatch.setattr("router.engine.TRAFFIC_INTERVAL_S", 0.05)
+    sim = await simulator(name="sim")
+    async with running_router(config_of(deployment_of(sim, id="d"), deployment_of(sim, id="stays"))) as router:
+        router.deployment("stays").override(state="drain")
+        async with router.connect(MODEL) as ws:
+            await run_turn(ws)
+            moved = config_of(deployment_of(sim, id="d", model="new"), deployment_of(sim, id="stays"))
+            router.engine.apply(load_config(moved).settings, generation=2)
+            assert len(router.engine.pool.leaving) == 1
+        gone = await router.until(DeploymentGone)
+        assert (gone.deployment, gone.group, gone.with_group) == ("d", MODEL, False)
+        assert not list(router.engine.pool.leaving)
+        page = router.metrics.render("")[0].decode()
+        assert f'deployment="d",group="{MODEL}"' not in page and f'group="{MODEL}",deployment="d"' not in page
+        assert re.search(r'attempts_total\{[^}]*(?:deployment="d"[^}]*group="new"|group="new"[^}]*deployment="d")', page)
+
+
+async def test_a_reload_at_the_end_starts_nothing(simulator: SimulatorFactory) -> None:
+    """What runs in the background is closed already: the generation is in force, and nobody complains."""
+    sim = await simulator(name="sim")
+    async with running_router(config_of(sim)) as router:
+        await router.engine.close()
+        probed = config_of(deployment_of(sim, id="new", health_check={"interval_s": 60, "timeout_s": 5}))
+        assert router.engine.apply(load_config(probed).settings, generation=2).removed == ("sim",)
+
+
+async def test_a_probe_does_not_begin_anew_with_every_edit(simulator: SimulatorFactory) -> None:
+    """Place, weight and limits are nothing to it: edits would make probes more frequent, or keep them off."""
+    sim = await simulator(name="sim")
+    probed: dict[str, Any] = {"id": "d", "health_check": {"interval_s": 60, "timeout_s": 5}}
+    async with running_router(config_of(deployment_of(sim, **probed))) as router:
+        (before,) = [task for task in asyncio.all_tasks() if task.get_name() == "health check d"]
+        edited = config_of(deployment_of(sim, id="e"), deployment_of(sim, **probed, weight=3, rpm=5))
+        router.engine.apply(load_config(edited).settings, generation=2)
+        await asyncio.sleep(0)
+        assert [task for task in asyncio.all_tasks() if task.get_name() == "health check d"] == [before]
+        mended = config_of(deployment_of(sim, **probed, api_key="sk-mended-0123456789"))
+        router.engine.apply(load_config(mended).settings, generation=3)
+        await router.until_true(before.cancelled)
+        (after,) = [task for task in asyncio.all_tasks() if task.get_name() == "health check d"]
+        assert after is not before
 
 
 # --- several workers -----------------------------------------------------------------------------
@@ -275,6 +335,16 @@ async def test_all_workers_follow_or_none(simulator: SimulatorFactory, tmp_path:
         assert await metric(router, "config_last_reload_successful") == 0
         await sessions_in_all(router, "new", 4)
         assert len(router.lines("configuration applied")) == 1
+
+
+async def test_the_parent_follows_the_log_level(sim: Simulator, tmp_path: Path) -> None:
+    """It tells of reloads, deaths and the end: one process at another level than the rest would hide half of what happens."""
+    quiet = {"workers": 2, "log_level": "error"}
+    path = written(tmp_path, config_of(sim, general=quiet))
+    async with router_process(path) as router:
+        router.signal(signal.SIGHUP)
+        replace_file(path, config_of(sim, general={**quiet, "log_level": "info"}))
+        assert (await router.logged("configuration applied"))["generation"] >= 2
 
 
 async def test_a_replaced_worker_begins_with_the_newest(simulator: SimulatorFactory, tmp_path: Path) -> None:

@@ -56,7 +56,11 @@ def test_keys_cannot_go_while_others_reach_the_address() -> None:
     result = effective(everywhere, local)
     (problem,) = exposed(result.settings, is_loopback=is_loopback, file="f.yaml")
     assert problem.path == "general_settings.master_key" and "0.0.0.0:4000" in problem.found
-    assert exposed(effective(RUNNING, local).settings, is_loopback=is_loopback, file="f") == ()
+    loopback = effective(RUNNING, local).settings
+    assert exposed(loopback, is_loopback=is_loopback, file="f") == ()
+    places = (ListenSettings(host="127.0.0.1", port=1), ListenSettings(host="::", port=2))
+    (problem,) = exposed(loopback, is_loopback=is_loopback, file="f", inherited=places)
+    assert "systemd's socket is :::2" in problem.found
 
 
 def test_no_key_any_more_is_refused_behind_a_proxy_in_force() -> None:

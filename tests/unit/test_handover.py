@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,34 @@ async def test_two_successors_at_once(owner: Owner) -> None:
     assert again is not None
     close(again[0])
     again[1].close()
+
+
+def test_what_was_readable_before_the_point_closed_is_nothing(tmp_path: Path, listeners: list[socket.socket]) -> None:
+    """An owner without an event loop has seen several sockets at once; the first of them may be the end of all."""
+    owner = Owner(tmp_path, listeners[:1])
+    watched: dict[socket.socket, Callable[[], None]] = {}
+
+    def note(sock: socket.socket, callback: Callable[[], None] | None) -> None:
+        if callback is None:
+            del watched[sock]
+        else:
+            watched[sock] = callback
+
+    owner.point = Point(owner.path, given=owner.given, generation=lambda: 1, watch=note, tell=Observers([owner.tell]))
+    owner.serve()
+    (accept,) = watched.values()
+    successor, rival = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    with successor, rival:
+        for sock in (successor, rival):
+            sock.connect(owner.path)
+            accept()
+        _, heard, heard_rival = watched.values()
+        successor.sendall(b'{"hello":1}\n')
+        heard()
+        successor.sendall(b'{"accepting":true}\n')
+        for callback in (heard, heard_rival, accept):
+            callback()
+    assert owner.taken == [os.getpid()] and not watched
 
 
 async def test_the_file_is_the_owners_alone_and_goes_with_it(owner: Owner) -> None:

@@ -486,8 +486,8 @@ def test_a_removed_deployment_is_forgotten(metrics: Metrics) -> None:
     kept = set(lines_with(metrics, 'deployment="d2"'))
     assert lines_with(metrics, 'deployment="d1"')
     del pool[0]
-    metrics.forget("d1")
-    metrics.forget("never-there")
+    metrics.forget("d1", "voice")
+    metrics.forget("never-there", "voice")
     assert lines_with(metrics, 'deployment="d1"') == []
     assert set(lines_with(metrics, 'deployment="d2"')) == kept
     assert lines_with(metrics, 'group="voice"')

@@ -67,6 +67,25 @@ def test_a_mended_key_admits_at_once() -> None:
     lease.release()
 
 
+def test_what_belongs_to_the_old_target_says_nothing_about_the_new_one() -> None:
+    """Attempts and sessions that began before the key was mended go on to tell of the old one, for hours."""
+    world = World(entry("a"), entry("b"))
+    deployment = world.deployment
+    lease = deployment.lease()
+    assert lease.current
+    apply(world, entry("a", weight=2), entry("b"))
+    assert lease.current
+    apply(world, entry("a", weight=2, api_key="sk-mended-0123456789"), entry("b"))
+    assert not lease.current and deployment.lease().current
+    before = len(world.events)
+    deployment.failed(lease, LIMITED, 0.1, "late")
+    deployment.failed(lease, TIMEOUT, 0.1, "late")
+    deployment.ready(lease, 9.0)
+    assert not deployment.cool_down.active and deployment.ready_s is None and not deployment.was_ready
+    assert len(world.events) == before
+    lease.release()
+
+
 def test_a_limit_alone_does_not_admit() -> None:
     """Other weights and limits are no reason to trust a target that fails."""
     world = World(entry("a"), entry("b"))

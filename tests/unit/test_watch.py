@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 
-from router.watch import changes, folders, marks_of, settled
+from router.watch import SETTLED_S, changes, folders, marks_of, settled
 
 
 def test_the_folder_of_a_plain_file(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ async def test_a_file_that_grows_is_waited_for(tmp_path: Path) -> None:
     """What is half written may be a legal file."""
     file = tmp_path / "file"
     file.write_text("a", encoding="utf-8")
-    waiting = asyncio.ensure_future(settled([str(file)]))
+    waiting = asyncio.ensure_future(settled([str(file)], seen={}))
     for number in range(10):
         with file.open("a", encoding="utf-8") as opened:
             opened.write("b" * number)
@@ -63,13 +64,47 @@ async def test_a_file_that_grows_is_waited_for(tmp_path: Path) -> None:
     assert file.read_text(encoding="utf-8").startswith("ab")
 
 
+async def test_only_a_file_that_was_there_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editor puts back what it has moved away; a key that was never there holds no edit up."""
+    monkeypatch.setattr("router.watch.MOST_UNSETTLED_S", 3600.0)
+    file, key = tmp_path / "file", tmp_path / "key"
+    file.write_text("a", encoding="utf-8")
+    names = [str(file), str(key)]
+    seen = marks_of(names)
+    async with asyncio.timeout(15):
+        await settled(names, seen=seen)
+    file.unlink()
+    waiting = asyncio.ensure_future(settled(names, seen=seen))
+    await asyncio.sleep(3 * SETTLED_S)
+    assert not waiting.done()
+    file.write_text("b", encoding="utf-8")
+    async with asyncio.timeout(15):
+        await waiting
+
+
+async def test_a_fault_of_the_watcher_leaves_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """watchfiles has errors of its own, which come alone or in a group; a router that reads no edit any more is worse."""
+    said: list[Exception] = []
+    file = tmp_path / "file"
+
+    async def broken(*_: object, **__: object) -> AsyncGenerator[object, None]:
+        yield None
+        raise ExceptionGroup("unhandled errors in a TaskGroup", [RuntimeError("error in underlying watcher")])
+
+    monkeypatch.setattr("router.watch._import_awatch", lambda: broken)
+    async with asyncio.timeout(15), contextlib.aclosing(changes(lambda: [str(file)], on_blind=said.append)) as told:
+        for _ in range(4):
+            await anext(told)
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 async def test_a_change_is_told(tmp_path: Path, replaced: bool) -> None:
     """In place, or by another file that takes the name."""
     file = tmp_path / "file"
     file.write_text("one", encoding="utf-8")
     before = marks_of([str(file)])
-    blind: list[OSError] = []
+    blind: list[Exception] = []
     async with asyncio.timeout(15), contextlib.aclosing(changes(lambda: [str(file)], on_blind=blind.append)) as told:
         # The first look comes at the latest after the time between two looks; by then it is watched.
         looking = asyncio.ensure_future(anext(told))
@@ -86,7 +121,7 @@ async def test_a_change_is_told(tmp_path: Path, replaced: bool) -> None:
 
 async def test_without_the_systems_help_files_are_looked_at(tmp_path: Path) -> None:
     """A folder that is not there cannot be watched, and may come; that is said once."""
-    said: list[OSError] = []
+    said: list[Exception] = []
     file = tmp_path / "later" / "file"
     async with asyncio.timeout(15), contextlib.aclosing(changes(lambda: [str(file)], on_blind=said.append)) as told:
         await anext(told)

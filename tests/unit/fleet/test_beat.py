@@ -15,7 +15,7 @@ from router.fleet.picture import field
 from router.retry import Outcome, Verdict
 from strategies.base import Freshness
 from tests.helpers.fleets import Process, World
-from tests.helpers.running import until
+from tests.helpers.running import config_of, deployment_of, load_config, until
 
 TIMEOUT = Verdict(outcome=Outcome.TIMEOUT, blames=True, transient=True)
 
@@ -248,6 +248,22 @@ async def test_nothing_to_tell_is_not_told() -> None:
     share = process.fleet.share()
     assert list(share) == ["d:d7"]
     assert field(share["d:d7"], "sessions") == 1
+
+
+async def test_an_id_that_was_given_to_something_else_is_told_once() -> None:
+    """Sessions of the old one count with those of the new one, and what was learned of the old one does not."""
+    world = World(2, deployments=1)
+    first, second = world.processes
+    first.lease()
+    for _ in range(3):
+        first.deployment().failed(first.lease(), TIMEOUT, 1.0, "seen")
+    moved = load_config(config_of(deployment_of("http://127.0.0.1:9/v1", id="d0", model="other"))).settings
+    first.pool.apply(moved)
+    first.lease()
+    assert len(list(first.pool.every)) == 2
+    await world.beats()
+    seen = second.deployment().elsewhere
+    assert (seen.sessions, seen.ejected) == (5, 0)
 
 
 async def test_bursts_bring_a_beat_forward_and_make_no_more_of_them() -> None:

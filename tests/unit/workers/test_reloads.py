@@ -29,7 +29,7 @@ GOOD: Mapping[str, Any] = {
     "files": [],
     "watch": True,
 }
-BAD: Mapping[str, Any] = {"errors": [PROBLEM], "warnings": []}
+BAD: Mapping[str, Any] = {"errors": [PROBLEM], "warnings": [], "files": []}
 
 
 class Parent:
@@ -236,6 +236,40 @@ def test_a_file_that_is_being_replaced_is_waited_for(tmp_path: Path) -> None:
     parent.pass_time(MOST_UNSETTLED_S + 3 * LOOK_S)
     assert "no such file" in str(parent.reloaded.errors[0])
     assert parent.told("prepare") == []
+
+
+def test_a_file_that_a_refused_configuration_names_is_watched(tmp_path: Path) -> None:
+    """A key that comes after the configuration that names it."""
+    parent = Parent(tmp_path, "w0")
+    parent.request("signal")
+    parent.answer({**BAD, "files": [str(tmp_path / "key")]}, "w0")
+    parent.pass_time(2 * MOST_UNSETTLED_S)
+    assert parent.told("prepare") == ["w0"] and parent.reloaded.errors
+    (tmp_path / "key").write_text("sk-router-0123456789abcdef", encoding="utf-8")
+    parent.pass_time(3 * LOOK_S)
+    assert parent.told("prepare") == ["w0"]
+
+
+def test_a_file_that_was_not_there_is_not_waited_for(tmp_path: Path) -> None:
+    """A deployment's key is missing, which is a warning: edits are followed as fast as without it."""
+    parent = Parent(tmp_path, "w0")
+    parent.request("signal")
+    parent.answer({**GOOD, "files": [str(tmp_path / "key")]}, "w0")
+    parent.answer({}, "w0")
+    parent.told("prepare")
+    parent.write("two")
+    parent.pass_time(3 * LOOK_S)
+    assert parent.told("prepare") == ["w0"]
+
+
+def test_a_file_that_never_stops_to_change_is_read_as_it_is(tmp_path: Path) -> None:
+    """After a while; whatever is in it then."""
+    parent = Parent(tmp_path, "w0")
+    for number in range(round(2 * MOST_UNSETTLED_S / LOOK_S)):
+        parent.write("x" * (number + 1))
+        parent.clock.advance(LOOK_S)
+        parent.reloads.step()
+    assert parent.told("prepare") == ["w0"]
 
 
 def test_a_change_before_the_first_look_is_seen(tmp_path: Path) -> None:
