@@ -1,4 +1,4 @@
-"""What every test gets: the simulator's fixture and hypothesis' profiles.
+"""What every test gets: the simulator's fixture, hypothesis' profiles, and signals that mean what they usually do.
 
 ``HYPOTHESIS_PROFILE=deep`` looks longer; the default, ``fast``, is for every run.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -15,3 +16,7 @@ pytest_plugins = ["router.simulator.pytest_plugin"]
 settings.register_profile("fast", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("deep", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+# A shell that starts the tests in the background has them ignore SIGINT, and the programs that they start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
