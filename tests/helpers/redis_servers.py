@@ -500,7 +500,7 @@ async def garbage_server(kind: str, *, port: int = 0) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-        await _all_begun()
+        await all_begun()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -673,7 +673,7 @@ async def proxy(server: RedisServer) -> AsyncIterator[Proxy]:
         yield before
     finally:
         listener.close()
-        await _all_begun()
+        await all_begun()
         await before.close()
         await listener.wait_closed()
 
@@ -681,7 +681,7 @@ async def proxy(server: RedisServer) -> AsyncIterator[Proxy]:
 # --- parts ---------------------------------------------------------------------------------------
 
 
-async def _all_begun() -> None:
+async def all_begun() -> None:
     """Let a connection that was accepted in the last moment reach its handler: nobody else would close it."""
     # Turns of the loop from accepting to the handler's first step, and one more.
     for _ in range(5):

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from tests.helpers.proxies import (
     nginx_stream,
     running,
 )
+from tests.helpers.redis_servers import all_begun, this_task
 from tests.helpers.running import MODEL, UPGRADE
 from tests.helpers.tls import HOST, Authority
 from tests.integration.test_behind_proxies import CLIENT, KEY, Front, greeted, session_of, turn
@@ -32,7 +34,6 @@ KINDS = ["nginx", *sorted(PROXY_PROTOCOL)]
 EACH = pytest.mark.parametrize("kind", KINDS)
 PATIENCE_S = 20.0
 _SIGNATURE_2 = b"\r\n\r\n\x00\r\nQUIT\n"
-# Remove it when general_settings.proxy_protocol is served.
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +69,12 @@ def test_the_proxy_itself_finds_nothing_wrong(kind: str, authority: Authority, t
 async def test_the_proxy_sends_the_header(kind: str, authority: Authority, tmp_path: Path) -> None:
     """What arrives begins with a PROXY header that names the client, before the request: so the change does what it says."""
     heads: asyncio.Queue[bytes] = asyncio.Queue()
+    tasks: set[asyncio.Task[Any]] = set()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(this_task())
         received = b""
-        with contextlib.suppress(ConnectionError):
+        try:
             while b"HTTP/1.1\r\n" not in received and (data := await reader.read(4096)):
                 received += data
             if b"/v1/realtime" in received:
@@ -80,10 +83,24 @@ async def test_the_proxy_sends_the_header(kind: str, authority: Authority, tmp_p
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             writer.close()
             await writer.wait_closed()
+        except ConnectionError:
+            pass
+        finally:
+            writer.transport.abort()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with server, front(kind, (port, port), authority, tmp_path) as proxy:
+    @asynccontextmanager
+    async def listening() -> AsyncIterator[int]:
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            await all_begun()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async with listening() as port, front(kind, (port, port), authority, tmp_path) as proxy:
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", proxy.program.port, ssl=proxy.tls, server_hostname=HOST, local_addr=(CLIENT, 0)
         )
