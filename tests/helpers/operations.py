@@ -16,6 +16,7 @@ import orjson
 from aiohttp import web
 
 from router.app import Surface
+from router.config.settings import ServerSettings
 from router.dashboard.login import principal_of
 from router.dashboard.pages import Dashboard
 from router.errors import AuthenticationFailed
@@ -232,7 +233,10 @@ async def operations(router: RunningRouter, *, prefix: str = "") -> AsyncIterato
     """
     made = Operations()
     surface = Surface(router.engine, render_metrics=router.metrics.render)
-    settings = lambda: router.engine.settings.server  # noqa: E731  shorter than a function of its own
+
+    def settings() -> ServerSettings:
+        return router.engine.settings.server
+
     dashboard = Dashboard(settings, serve=surface.serve, tell=router.engine.tell)
 
     async def admin(request: web.Request) -> web.StreamResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from router.config.loader import is_loopback
 from router.config.settings import FleetSettings, ListenSettings, ListenTlsSettings, Secret, ServerSettings, Settings
@@ -12,9 +13,9 @@ from router.generations import History, effective, exposed
 RUNNING = Settings(server=ServerSettings(master_key=Secret("k" * 20)), groups={})
 
 
-def wanted(**server: object) -> Settings:
+def wanted(**server: Any) -> Settings:
     """The running settings with others of the process."""
-    return replace(RUNNING, server=replace(RUNNING.server, **server))  # type: ignore[arg-type]  # names are the test's
+    return replace(RUNNING, server=replace(RUNNING.server, **server))
 
 
 def test_what_sessions_need_changes_at_once() -> None:

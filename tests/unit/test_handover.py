@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ class Owner:
     def told(self, event: str) -> list[Notice]:
         """The notices of an event."""
         return [notice for notice in self.notices if notice.event == event]
+
+    def told_more(self, event: str, than: int) -> bool:
+        """Whether there are more notices of an event than so many."""
+        return len(self.told(event)) > than
 
     def files(self) -> list[str]:
         """What is in its folder."""
@@ -123,9 +128,9 @@ async def test_a_successor_that_goes_changes_nothing(owner: Owner) -> None:
             other.claim()
             other.open(owner.taken.append)
             other.forget()
-        before = len(owner.told("successor failed"))
+        more = partial(owner.told_more, "successor failed", len(owner.told("successor failed")))
         predecessor.close()
-        await until(lambda: len(owner.told("successor failed")) > before)  # noqa: B023 (it is awaited here)
+        await until(more)
     found = await asyncio.to_thread(take_over, owner.path)
     assert found is not None
     close(found[0])

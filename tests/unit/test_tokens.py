@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(WAIT_S):
         while not condition():  # noqa: ASYNC110  # another process makes it so, which no event of this loop tells
             await asyncio.sleep(0.01)
+
+
+def is_dead(pid: int) -> bool:
+    """Whether no process has this id any more."""
+    return not is_alive(pid)
 
 
 def is_alive(pid: int) -> bool:
@@ -382,7 +388,7 @@ async def test_nothing_is_left_running(how: str, tmp_path: Path, make_command: C
         with pytest.raises(TokenError, match=r"took longer than 2 s|more than 65536"):
             await run_command(argv, timeout_s=limit_s)
     for pid in pids.read_text().split():
-        await eventually(lambda pid=int(pid): not is_alive(pid))  # type: ignore[misc]  # mypy infers no lambda defaults
+        await eventually(partial(is_dead, int(pid)))
 
 
 def held_up() -> None:
@@ -406,7 +412,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing_either(tmp_path: Path) -
             await asyncio.wait_for(run, WAIT_S)
         if pids.exists():
             for pid in pids.read_text().split():
-                await eventually(lambda pid=int(pid): not is_alive(pid))  # type: ignore[misc]  # mypy infers no lambda defaults
+                await eventually(partial(is_dead, int(pid)))
 
 
 @needs_proc
