@@ -536,7 +536,7 @@ class Pool:
         self._tell = tell
         self._picture = picture if picture is not None else Picture(clock)
         self._limits = limits if limits is not None else Alone()
-        self.turn = 0  # changes whenever a generation is applied
+        self.applied = 0  # generations so far, for whoever has to see that another one came
         self.groups: Mapping[str, Group] = {}
         self.leaving: tuple[Deployment, ...] = ()  # removed by a generation, and perhaps not by their last session yet
         self._aliases: Mapping[str, str] = {}
@@ -564,7 +564,7 @@ class Pool:
         self.leaving = tuple(deployment for deployment in before.values() if deployment.sessions)
         self._aliases = settings.aliases
         self._hidden_aliases = settings.hidden_aliases
-        self.turn += 1
+        self.applied += 1
 
     def _strategy(self, settings: GroupSettings) -> Strategy:
         """Return the group's strategy: the one it has, unless another one is configured."""

@@ -73,7 +73,7 @@ class Search:
         call: for strategies.
         forward: group → what travels upstream, for each may allow other names.
         started: monotonic seconds.
-        turn: of the pool, when it began.
+        applied: of the pool, when it began.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Search:
         call: Call,
         forward: Callable[[Group], Forward],
         started: float,
-        turn: int = 0,
+        applied: int = 0,
     ) -> None:
         self.session = session
         self.group = group
@@ -93,7 +93,7 @@ class Search:
         self.call = call
         self.forward = forward
         self.started = started
-        self.turn = turn
+        self.applied = applied
         self.deadline = started + group.settings.total_timeout_s
         self.attempts: list[Attempt] = []  # those that have ended
         self.under_way: dict[str, tuple[Deployment, float]] = {}  # the others: when their dial began, by deployment's id
@@ -193,7 +193,7 @@ class Routing:
             call=call,
             forward=forward,
             started=self._clock(),
-            turn=self._pool.turn,
+            applied=self._pool.applied,
         )
 
     async def open(self, search: Search) -> Opened:
@@ -296,7 +296,7 @@ class Routing:
 
     def _choose(self, search: Search, racing: Collection[Deployment]) -> tuple[Group, Deployment] | None:
         """The next deployment to dial, by order, fallbacks, and fail-open; ``None``: nothing is left for now."""
-        if search.turn != self._pool.turn:
+        if search.applied != self._pool.applied:
             self._follow(search)
         if not search.dials_left:
             self._nothing(search, racing, (), decisions.NO_DIALS_LEFT)
@@ -390,7 +390,7 @@ class Routing:
 
     def _follow(self, search: Search) -> None:
         """Go on under the generation that has come meanwhile; what it removed is dialled no more, what it brought can be."""
-        search.turn = self._pool.turn
+        search.applied = self._pool.applied
         group = self._pool.groups.get(search.group.settings.name)
         if group is not None:
             search.group = group
