@@ -324,12 +324,15 @@ async def test_sessions_outlive_the_parent(sim: Simulator, tmp_path: Path) -> No
 
 
 async def _nobody_listens(port: int) -> None:
+    """Return once connections are refused; one that was waiting to be accepted as its socket closed is reset instead."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
             except ConnectionRefusedError:
                 return
+            except ConnectionResetError:
+                continue
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
