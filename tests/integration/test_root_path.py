@@ -34,8 +34,19 @@ async def test_everything_else_under_the_prefix(simulator: SimulatorFactory) -> 
         for path in PATHS:
             for prefix in ("/voice", ""):
                 assert (await router.request(prefix + path)).status == 200, prefix + path
-        for path in ("/voic/health/live", "/voicehealth/live", "/voice/voice/health/live", "/voice", "/VOICE/health/live"):
+        for path in ("/voic/health/live", "/voicehealth/live", "/voice/voice/health/live", "/VOICE/health/live", "/VOICE"):
             assert (await router.request(path)).status == 404, path
+
+
+async def test_the_dashboard_is_found_without_the_last_slash(simulator: SimulatorFactory) -> None:
+    """Its page's addresses are relative, so a browser is sent to the one with it; relatively, whatever stands before."""
+    async with running_router(config_of(await simulator(), general={"root_path": "/a/b.c"})) as router:
+        for asked, told in (("/a/b.c", "b.c/"), ("/a/b.c?x=%20", "b.c/?x=%20")):
+            answer = await router.request(asked)
+            assert (answer.status, answer.headers["Location"]) == (308, told)
+        assert (await router.request("/a/b.c/")).status == 200
+    async with running_router(config_of(await simulator(), general={"root_path": "/voice", "dashboard": False})) as router:
+        assert (await router.request("/voice")).status == 404
 
 
 async def test_the_operators_address_has_the_prefix_too(simulator: SimulatorFactory) -> None:
