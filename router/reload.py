@@ -14,7 +14,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from router import logs, watch
@@ -69,13 +69,17 @@ class Source:
                 raise ConfigError([Problem(file=self.path, line=None, path="(file)", found=found, expected="a file")])
         return read_text(self.path)
 
-    def check(self, text: str) -> Loaded:
+    def check(self, text: str, *, remembered: Mapping[str, str] | None = None) -> Loaded:
         """Check what was in the file.
+
+        Args:
+            text: that.
+            remembered: see ``load_text``.
 
         Raises:
             ConfigError: it cannot be used.
         """
-        return load_text(text, path=self.path, host=self.host, port=self.port)
+        return load_text(text, path=self.path, host=self.host, port=self.port, remembered=remembered)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +117,7 @@ class Prepared:
         restart_needed: keys of the file whose values are not in these settings.
         change: what it changes.
         warnings: what was said of it.
-        files: see ``Loaded``.
+        files, secrets: see ``Loaded``.
     """
 
     settings: Settings
@@ -121,21 +125,23 @@ class Prepared:
     change: Change
     warnings: tuple[Problem, ...]
     files: tuple[str, ...]
+    secrets: Mapping[str, str] = field(repr=False)
 
 
-def prepare(source: Source, text: str, running: Settings) -> Prepared:
+def prepare(source: Source, text: str, running: Settings, *, remembered: Mapping[str, str] | None = None) -> Prepared:
     """Check a configuration and see what of it a running process can have. Takes long; not for an event loop.
 
     Args:
         source: where it is from.
         text: what the file holds.
         running: in force in the process.
+        remembered: see ``load_text``.
 
     Raises:
         ConfigError: it cannot be in force; with all its problems.
     """
     try:
-        loaded = source.check(text)
+        loaded = source.check(text, remembered=remembered)
     except ConfigError:
         raise
     except Exception as error:  # a third party's strategy is imported
@@ -149,13 +155,16 @@ def prepare(source: Source, text: str, running: Settings) -> Prepared:
         change=change_of(running, wanted.settings),
         warnings=loaded.warnings,
         files=loaded.files,
+        secrets=loaded.secrets,
     )
 
 
-async def prepare_in_thread(source: Source, text: str, running: Settings) -> Prepared:
+async def prepare_in_thread(
+    source: Source, text: str, running: Settings, *, remembered: Mapping[str, str] | None = None
+) -> Prepared:
     """Do what ``prepare`` does beside the event loop, which hardly feels it."""
     with _giving_way():
-        return await asyncio.to_thread(prepare, source, text, running)
+        return await asyncio.to_thread(prepare, source, text, running, remembered=remembered)
 
 
 def put_in_force(prepared: Prepared, *, generation: int, apply: Apply, running: Settings) -> None:

@@ -9,7 +9,7 @@ import stat
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -54,11 +54,13 @@ class Loaded:
         settings: one generation.
         warnings: what has not the effect its author may expect, in the file's order.
         files: absolute names of the files whose content is part of it (``file:PATH``), the configuration's own excepted.
+        secrets: what these files held.
     """
 
     settings: Settings
     warnings: tuple[Problem, ...]
     files: tuple[str, ...] = ()
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def load(
@@ -95,6 +97,7 @@ def load_text(
     environ: Mapping[str, str] = os.environ,
     host: str | None = None,
     port: int | None = None,
+    remembered: Mapping[str, str] | None = None,
 ) -> Loaded:
     """Check a configuration that is in memory, as ``load`` does.
 
@@ -104,13 +107,15 @@ def load_text(
         environ: as for ``load``.
         host: as for ``load``.
         port: as for ``load``.
+        remembered: ``Loaded.secrets`` of the same text, which is in force elsewhere: what it needed of other files then, the
+            certificate's too, is not looked at again.
 
     Raises:
         ConfigError: it cannot be used; with all its problems.
     """
     file = "<string>" if path is None else printable(os.fspath(path), 200)
     folder = os.getcwd() if path is None else os.path.dirname(os.path.abspath(os.fspath(path)))
-    return _load(text, file=file, environ=environ, folder=folder, host=host, port=port)
+    return _load(text, file=file, environ=environ, folder=folder, host=host, port=port, remembered=remembered)
 
 
 def _read(name: str) -> bytes:
@@ -136,13 +141,22 @@ def _read(name: str) -> bytes:
         raise refuse("a name that no file can have") from None
 
 
-def _load(text: str, *, file: str, environ: Mapping[str, str], folder: str, host: str | None, port: int | None) -> Loaded:
+def _load(
+    text: str,
+    *,
+    file: str,
+    environ: Mapping[str, str],
+    folder: str,
+    host: str | None,
+    port: int | None,
+    remembered: Mapping[str, str] | None,
+) -> Loaded:
     document = parse(text, file=file)
     report = Report(document)
     ignored = Ignored(report)
     data = _top_level(document, ignored, report)
     own = _own_variables(data.get("environment_variables"), report)
-    env = Environment(environ, own, hidden=report.hidden, folder=folder)
+    env = Environment(environ, own, hidden=report.hidden, folder=folder, remembered=remembered)
 
     def section(model: Any, name: str, path: Path, raw: object) -> Any:
         return check_section(model, raw, section=name, path=path, env=env, ignored=ignored, report=report)
@@ -164,6 +178,8 @@ def _load(text: str, *, file: str, environ: Mapping[str, str], folder: str, host
         shared = fleet is not None or _meant_to_share(general, report)
         built = build_groups(entries, Sections(router=router, groups=groups, litellm=litellm, shared=shared), aliases, report)
     server = _server(general, entries, aliases, report, host=host, port=port, workers=workers, folder=folder)
+    if server.tls is not None and remembered is None:
+        _check_certificate(server.tls, ("general_settings", "tls"), report)
     _tell_misconfigured(entries, report)
     ignored.tell()
     files = tuple(sorted(env.files))
@@ -175,7 +191,7 @@ def _load(text: str, *, file: str, environ: Mapping[str, str], folder: str, host
         hidden_aliases=aliases.hidden,
         fleet=fleet,
     )
-    return Loaded(settings=settings, warnings=report.told(report.warnings), files=files)
+    return Loaded(settings=settings, warnings=report.told(report.warnings), files=files, secrets=env.secrets)
 
 
 def _top_level(document: Document, ignored: Ignored, report: Report) -> dict[str, object]:
@@ -321,16 +337,19 @@ def _tls(tls: ListenTls | None, path: Path, report: Report, *, folder: str) -> L
             report.error((*path, "cert_file"), "no certificate", "cert_file: FILE", "leave tls out to serve plain HTTP")
         return None
     key_file = None if tls.key_file is None else os.path.join(folder, tls.key_file)
-    settings = ListenTlsSettings(cert_file=os.path.join(folder, tls.cert_file), key_file=key_file)
-    if not report.told_at(path):
-        # ssl takes long to load, and most files have no use for it.
-        from router.listener.certificate import UnfitCertificate, server_context
+    return ListenTlsSettings(cert_file=os.path.join(folder, tls.cert_file), key_file=key_file)
 
-        try:
-            server_context(settings)
-        except UnfitCertificate as unfit:
-            report.error((*path, unfit.key), unfit.found, unfit.expected)
-    return settings
+
+def _check_certificate(tls: ListenTlsSettings, path: Path, report: Report) -> None:
+    if report.told_at(path):
+        return
+    # ssl takes long to load, and most files have no use for it.
+    from router.listener.certificate import UnfitCertificate, server_context
+
+    try:
+        server_context(tls)
+    except UnfitCertificate as unfit:
+        report.error((*path, unfit.key), unfit.found, unfit.expected)
 
 
 def _listen(listen: ListenSettings, host: str | None, port: int | None) -> ListenSettings:

@@ -52,9 +52,18 @@ class Environment:
 
     Attributes:
         files: absolute names of the files that were read, or should have been.
+        secrets: what the files held that could be read, by absolute name.
     """
 
-    def __init__(self, environ: Mapping[str, str], own: Mapping[str, str], *, hidden: set[str], folder: str) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        own: Mapping[str, str],
+        *,
+        hidden: set[str],
+        folder: str,
+        remembered: Mapping[str, str] | None = None,
+    ) -> None:
         """Start without a value read.
 
         Args:
@@ -62,8 +71,11 @@ class Environment:
             own: the file's ``environment_variables``.
             hidden: takes every value that is read, so that no message shows it.
             folder: relative file names start here.
+            remembered: like ``secrets``, of an earlier look; these files are not read.
         """
         self.files: set[str] = set()
+        self.secrets: dict[str, str] = {}
+        self._remembered = {} if remembered is None else remembered
         self._folder = folder
         self._environ = environ
         self._own = own
@@ -112,7 +124,6 @@ class Environment:
             )
         return known
 
-
     def _from_file(self, name: str, path: Path, faults: list[Fault]) -> FromEnvironment | None:
         if not name or "\0" in name:
             faults.append(Fault(path=path, found="file: without a file's name after it", expected="file:/run/secrets/NAME"))
@@ -120,7 +131,7 @@ class Environment:
         file = os.path.join(self._folder, name)
         self.files.add(file)
         try:
-            value = _read_secret(file)
+            value = self._remembered[file] if file in self._remembered else _read_secret(file)
         except OSError as error:
             why = error.strerror or str(error)
             found = f"the file {printable(name)}, which cannot be read ({why.lower()})"
@@ -131,6 +142,7 @@ class Environment:
             expected = f"a text file of at most {_MAX_SECRET_BYTES} bytes with the value"
             faults.append(Fault(path=path, found=found, expected=expected, supplied=True))
             return None
+        self.secrets[file] = value
         self._hidden.add(value)
         return FromEnvironment(value, name=name, kind="file")
 

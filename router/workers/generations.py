@@ -73,7 +73,7 @@ class Generations:
             self._prepared = None
             self._metrics.config_refused()
         elif what == "load":
-            self._tasks.spawn(self._load(args["text"], args["generation"]), name="load the configuration")
+            self._tasks.spawn(self._load(args["text"], args["generation"], args["secrets"]), name="load the configuration")
         else:
             return False
         return True
@@ -104,14 +104,14 @@ class Generations:
         with contextlib.suppress(ChannelLost, BadFrame):
             self._send({"k": "prepared", "id": args["number"], "data": {}})
 
-    async def _load(self, text: str, generation: int) -> None:
+    async def _load(self, text: str, generation: int, secrets: Mapping[str, str]) -> None:
         async with self._working:
             if generation <= self._generation:
                 return
             try:
-                prepared = await prepare_in_thread(self._source, text, self._settings)
+                prepared = await prepare_in_thread(self._source, text, self._settings, remembered=secrets)
             except ConfigError as error:
-                # The other workers have it: a secret's file may have gone since.
+                # The other workers have it: a file that they read, of a strategy for example, may have gone since.
                 self._cannot(generation, error)
                 return
             self._put(prepared, generation=generation)
@@ -145,6 +145,8 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
         "watch": server.watch,
         "log_level": server.log_level,
         "drain": asdict(server.drain),
+        "tls": None if server.tls is None else asdict(server.tls),
+        "secrets": dict(prepared.secrets),
         "configured": configured_of(prepared.settings),
     }
 

@@ -38,7 +38,7 @@ from router import logs
 from router.admin import merge as views
 from router.admin.contract import ACTS, QUESTIONS, Args
 from router.admin.overrides import Overrides, configured_of
-from router.config.settings import DrainSettings, Settings
+from router.config.settings import DrainSettings, ListenTlsSettings, Settings
 from router.dashboard.login import Spent
 from router.drain import PROGRESS_S, Drain, Stage
 from router.events import Notice, Observers
@@ -230,8 +230,9 @@ class Parent:
         self._overrides = Overrides()
         self._spent = Spent(clock=clock)  # tickets of the dashboard
         self._configured = configured_of(settings)
-        # What the generation in force says of the end; of all else that can change the parent needs next to nothing.
+        # What the generation in force says of the end and of the certificate; of all else the parent needs next to nothing.
         self._drain_settings = settings.server.drain
+        self._tls = settings.server.tls
         self._origin = origin
         self._reloads = self._reloads_of(origin)
         self._slices: deque[Iterator[None]] = deque()
@@ -287,10 +288,8 @@ class Parent:
         ]
 
     def _read_certificate(self) -> None:
-        tls = self._settings.server.tls
-        # A newer configuration may name other files, and a worker that begins with it reads those for itself.
-        if tls is not None and (self._reloads is None or self._reloads.newest is None):
-            self._certificate.context(tls)
+        if self._tls is not None:
+            self._certificate.context(self._tls)
 
     def _catch_signals(self) -> None:
         for end in (self._wake_reader, self._wake_writer):
@@ -827,6 +826,7 @@ class Parent:
         """Another generation is in force."""
         logs.set_level(facts["log_level"])
         self._drain_settings = DrainSettings(**facts["drain"])
+        self._tls = None if facts["tls"] is None else ListenTlsSettings(**facts["tls"])
         self._configured = facts["configured"]
         self._overrides.settle(self._configured)
 

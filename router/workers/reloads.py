@@ -39,10 +39,12 @@ class Newest:
     Attributes:
         text: what the file held.
         generation: its number.
+        secrets: what the files held that it names, see ``Loaded``. Those may have changed since, or be gone for a moment.
     """
 
     text: str
     generation: int
+    secrets: Mapping[str, str] = field(repr=False)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -178,7 +180,8 @@ class Reloads(Generic[W]):
     def _send_newest(self, worker: W) -> None:
         assert self.newest is not None
         self._has[worker] = self.generation
-        args = {"text": self.newest.text, "generation": self.newest.generation}
+        newest = self.newest
+        args = {"text": newest.text, "generation": newest.generation, "secrets": newest.secrets}
         self._send(worker, {"k": "tell", "id": 0, "what": "load", "args": args})
 
     # --- one reload ---------------------------------------------------------------------------------
@@ -254,7 +257,7 @@ class Reloads(Generic[W]):
             restart_needed=tuple(facts["restart_needed"]),
             watching=self._watching,
         )
-        self.newest = Newest(text=reading.text, generation=history.generation)
+        self.newest = Newest(text=reading.text, generation=history.generation, secrets=facts["secrets"])
         self._on_accepted(facts)
         args = {"number": reading.number, "generation": history.generation, "at": now}
         for worker in self._workers():

@@ -95,12 +95,14 @@ def work(settings: Settings, place: Place) -> int:
     try:
         if place.source is not None and place.newest is not None:
             # Forked after a reload: what the parent loaded at the start is not in force any more.
-            settings, generation = prepare(place.source, place.newest.text, settings).settings, place.newest.generation
+            newest = place.newest
+            settings = prepare(place.source, newest.text, settings, remembered=newest.secrets).settings
+            generation = newest.generation
             logs.register_secrets(logs.secrets_of(settings))
             logs.set_level(settings.server.log_level)
         code = run(lambda: _Worker(settings, generation, place, tell).serve())
     except ConfigError as error:
-        # A secret's file may have gone since; the parent tries again in a while.
+        # A file may have gone since, of a strategy for example; the parent tries again in a while.
         for problem in error.problems:
             tell(Notice(level="error", event="worker not started", facts={"problem": str(problem)}))
     observer.flush()

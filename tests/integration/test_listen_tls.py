@@ -340,15 +340,19 @@ async def test_workers_share_a_certificate_and_the_keys_of_its_tickets(
 
 
 @LINUX
+@pytest.mark.parametrize("reloaded", [False, True])
 async def test_a_worker_that_is_replaced_has_the_certificate_whatever_became_of_its_files(
-    simulator: SimulatorFactory, authority: Authority, tmp_path: Path
+    simulator: SimulatorFactory, authority: Authority, tmp_path: Path, reloaded: bool
 ) -> None:
-    """It is forked with what its parent has read: a broken file costs nobody a worker."""
+    """It is forked with what its parent has read, after a reload too: a broken file costs nobody a worker."""
     config = secured(authority, tmp_path, await simulator(), workers=2)
     context = client_context(authority)
     async with router_process(written(tmp_path, config)) as router:
         port = int(router.base.split(":")[2].split("/")[0])
         listening = await router.logged("listening")
+        if reloaded:
+            router.signal(signal.SIGHUP)
+            await router.logged("configuration applied")
         (tmp_path / "server.key").write_bytes(b"broken")
         async with asyncio.timeout(PATIENCE_S):
             while not router.lines("certificate not read"):

@@ -367,6 +367,29 @@ async def test_a_replaced_worker_begins_with_the_newest(simulator: SimulatorFact
         assert await metric(router, "config_reloads_total", result="success", trigger="start") == 1
 
 
+async def test_a_replaced_worker_has_the_secrets_that_are_in_force(sim: Simulator, tmp_path: Path) -> None:
+    """Those of the generation, as the others have them: a file that is gone, or not yet looked at, changes nothing for it."""
+    secret = tmp_path / "master"
+    secret.write_text("sk-before-0123456789abcdef\n", encoding="utf-8")
+    general: dict[str, Any] = {"workers": 2, "master_key": "file:master"}
+    path = written(tmp_path, config_of(sim, general=general))
+    async with router_process(path) as router:
+        secret.write_text(SECRET, encoding="utf-8")
+        await router.logged("configuration applied")
+        # From here on nobody looks at the files by himself.
+        replace_file(path, config_of(sim, general={**general, "watch": False}))
+        await router.logged("configuration applied", 2)
+        secret.unlink()
+        (pids,) = (line["workers"] for line in router.lines("listening"))
+        for count, pid in enumerate(pids, 1):
+            os.kill(pid, signal.SIGKILL)
+            await router.logged("worker replaced", count)
+        async with session(router, key=SECRET) as ws:
+            assert (await run_turn(ws))[-1] == "response.done"
+        assert not router.lines("worker not started")
+        assert SECRET.encode() not in router.err
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_reload_by_the_admin_api(simulator: SimulatorFactory, tmp_path: Path, workers: int) -> None:
     """The answer comes when it is in force, or says why it is not."""

@@ -28,6 +28,7 @@ GOOD: Mapping[str, Any] = {
     "removed": ["a"],
     "files": [],
     "watch": True,
+    "secrets": {"/run/secrets/key": "sk-found"},
 }
 BAD: Mapping[str, Any] = {"errors": [PROBLEM], "warnings": [], "files": []}
 
@@ -111,7 +112,7 @@ def test_all_prepare_and_then_all_put_it_in_force(tmp_path: Path) -> None:
     parent.answer(GOOD, "w1")
     assert parent.told("commit") == ["w0", "w1"] and answers == []
     parent.answer({}, "w0", "w1")
-    assert parent.reloads.newest == Newest(text=text, generation=2) and parent.accepted == [GOOD]
+    assert parent.reloads.newest == Newest(text=text, generation=2, secrets=GOOD["secrets"]) and parent.accepted == [GOOD]
     assert (answers[0]["generation"], answers[0]["restart_needed"]) == (2, ["general_settings.listen"])
     event = parent.reloaded
     assert (event.trigger, event.generation, event.added, event.removed, event.errors) == ("api", 2, ("b",), ("a",), ())
