@@ -18,6 +18,8 @@ import stat
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from typing import Final
 
+from router.tasks import Tasks
+
 # A look at the files although nothing was told.
 LOOK_S: Final = 5.0
 # Where nothing can be told, there are only looks.
@@ -28,6 +30,8 @@ SETTLED_S: Final = 0.1
 MOST_UNSETTLED_S: Final = 2.0
 # watchfiles gathers what comes within this many milliseconds.
 _GATHER_MS: Final = 50
+# Its thread looks several times a second whether it is to end.
+_CLOSE_S: Final = 1.0
 _MOST_LINKS: Final = 40
 _MOST_BYTES: Final = 64 * 1024 * 1024
 
@@ -162,8 +166,22 @@ async def _told_of(watched: Collection[str]) -> AsyncGenerator[None, None]:
         recursive=False,
     )
     async with contextlib.aclosing(told):
+        # With its first step the watch stands. What has changed before that nobody tells of, so a look at the files is due.
+        tasks = Tasks(on_error=lambda _, error: None)
+        first = tasks.spawn(_step(told), name="first step of the watch", expected=(Exception,))
+        try:
+            await asyncio.sleep(0)
+            yield
+            await first
+        finally:
+            await tasks.close(timeout_s=_CLOSE_S)
+        yield
         async for _ in told:
             yield
+
+
+async def _step(told: AsyncGenerator[object, None]) -> None:
+    await anext(told, None)
 
 
 def _import_awatch() -> Callable[..., AsyncGenerator[object, None]]:

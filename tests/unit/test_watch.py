@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from router import watch
 from router.watch import SETTLED_S, changes, folders, marks_of, settled
 
 
@@ -99,28 +100,54 @@ async def test_a_fault_of_the_watcher_leaves_looks(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-async def test_a_change_is_told(tmp_path: Path, replaced: bool) -> None:
-    """In place, or by another file that takes the name."""
+async def test_a_change_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool) -> None:
+    """In place, or by another file that takes the name; without a look now and then."""
+    monkeypatch.setattr("router.watch.LOOK_S", 600.0)
     file = tmp_path / "file"
     file.write_text("one", encoding="utf-8")
     before = marks_of([str(file)])
     blind: list[Exception] = []
     async with asyncio.timeout(15), contextlib.aclosing(changes(lambda: [str(file)], on_blind=blind.append)) as told:
-        # The first look comes at the latest after the time between two looks; by then it is watched.
-        looking = asyncio.ensure_future(anext(told))
-        while not looking.done():
-            if replaced:
-                (tmp_path / "new").write_text("two", encoding="utf-8")
-                (tmp_path / "new").replace(file)
-            else:
-                file.write_text("two", encoding="utf-8")
-            await asyncio.wait([looking], timeout=0.2)
-        await looking
+        # What has changed before the watch stood would be told by nobody: a look is due as soon as it does.
+        await anext(told)
+        if replaced:
+            (tmp_path / "new").write_text("two", encoding="utf-8")
+            (tmp_path / "new").replace(file)
+        else:
+            file.write_text("two", encoding="utf-8")
+        await anext(told)
     assert marks_of([str(file)]) != before and blind == []
 
 
-async def test_without_the_systems_help_files_are_looked_at(tmp_path: Path) -> None:
+async def test_an_edit_before_the_watch_stands_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, for its library takes a while to load; and when a link leads to a folder that nobody has watched so far."""
+    monkeypatch.setattr("router.watch.LOOK_S", 600.0)
+    linked, now, later = (tmp_path / name for name in ("linked", "now", "later"))
+    for folder in (now, later):
+        folder.mkdir()
+        (folder / "file").write_text("one", encoding="utf-8")
+    linked.symlink_to(now / "file")
+    load, before = watch._import_awatch, marks_of([str(linked)])
+
+    def edited_meanwhile() -> object:
+        linked.write_text(f"in {linked.resolve().parent.name}", encoding="utf-8")
+        return load()
+
+    monkeypatch.setattr("router.watch._import_awatch", edited_meanwhile)
+    blind: list[Exception] = []
+    async with asyncio.timeout(15), contextlib.aclosing(changes(lambda: [str(linked)], on_blind=blind.append)) as told:
+        await anext(told)
+        assert marks_of([str(linked)]) != before and linked.read_text(encoding="utf-8") == "in now"
+        linked.unlink()
+        linked.symlink_to(later / "file")
+        while linked.read_text(encoding="utf-8") != "in later":
+            await anext(told)
+    assert blind == []
+
+
+async def test_without_the_systems_help_files_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that is not there cannot be watched, and may come; that is said once."""
+    monkeypatch.setattr("router.watch.LOOK_S", 0.5)
     said: list[Exception] = []
     file = tmp_path / "later" / "file"
     async with asyncio.timeout(15), contextlib.aclosing(changes(lambda: [str(file)], on_blind=said.append)) as told:
