@@ -35,6 +35,7 @@ from benchmarks.relay.upstream import Provider
 from benchmarks.relay.windows import Plan, Subject, Windows
 from benchmarks.relay.wire import Fault, Verdict
 from router.process import run
+from tests.helpers.ports import free_port
 
 WORKERS: Final = (1, 2)
 MEASUREMENTS: Final = ("paced", "bursts")
@@ -85,7 +86,7 @@ class Subjects:
         for workers in WORKERS:
             place = Place(
                 folder=self._folder / str(workers),
-                port=peers.free_port(),
+                port=free_port(),
                 upstream_port=await self._provider.listen(None),
                 client_key=self._keys[0],
                 upstream_key=self._keys[1],

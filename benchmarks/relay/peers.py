@@ -394,14 +394,6 @@ class Proxy:
             self._process.wait()
 
 
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def spawn(name: str, recipe: Recipe, place: Place, *, core: int) -> Proxy:
     """Start a proxy, pinned to ``core``.
 

@@ -30,6 +30,7 @@ from benchmarks.relay.report import Result
 from benchmarks.relay.upstream import Provider
 from benchmarks.relay.windows import Plan, Subject, Windows
 from benchmarks.relay.wire import Fault, Verdict
+from tests.helpers.ports import free_port
 
 # What ``--only`` may name → the measurements.
 PARTS: Final[dict[str, tuple[str, ...]]] = {
@@ -189,7 +190,7 @@ class Bench:
         upstream_port = await self._provider.listen(self._server_tls(tls))
         place = Place(
             folder=self._folder / f"{name}-{'tls' if tls else 'plain'}",
-            port=peers.free_port(),
+            port=free_port(),
             upstream_port=upstream_port,
             client_key=self._client_key,
             upstream_key=self._upstream_key,

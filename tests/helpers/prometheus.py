@@ -28,7 +28,7 @@ from typing import Any
 import aiohttp
 import yaml
 
-from tests.helpers.redis_servers import free_port
+from tests.helpers.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "grafana"

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tests.helpers.parts import require
+from tests.helpers.ports import free_port
 from tests.helpers.processes import environment, written
 from tests.helpers.running import UPSTREAM_KEY, config_of, deployment_of
 from tests.helpers.tls import HOST, Pair
@@ -523,8 +523,3 @@ def backends(
         yield Backends(routers=(first, second), voice=talking, others=others)
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

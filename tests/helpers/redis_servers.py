@@ -32,6 +32,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from router.config.settings import FleetSettings
+from tests.helpers.ports import free_port
 from tests.helpers.tls import Authority
 
 #: Parts that are servers: whatever holds for one must hold for each.
@@ -130,7 +131,8 @@ class RedisServer:
         # Of its own, and short: the path of a socket has 107 bytes.
         self._folder = Path(mkdtemp(prefix="redis-", dir=None if unix else folder))
         self._owns_folder = unix
-        self.port = 0 if unix else free_port()
+        # The nodes of a cluster take the second one for each other.
+        self.port = 0 if unix else free_port(and_above=10_000)
         self.path = str(self._folder / "socket") if unix else None
         # Some look at the name that they are started by.
         self._program = self._folder / ("valkey-server" if "valkey" in Path(program).name else "redis-server")
@@ -709,20 +711,6 @@ async def until(condition: Callable[[], Awaitable[bool]], why: Callable[[], str]
                 await asyncio.sleep(_POLL_S)
     except TimeoutError:
         raise AssertionError(why() if why is not None else "it did not come to that") from None
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on; that 10,000 above it is free as well, which a cluster's nodes take for each other."""
-    for _ in range(1000):
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port = int(one.getsockname()[1])
-            if port + 10_000 > 65535:
-                continue
-            with contextlib.suppress(OSError):
-                other.bind(("127.0.0.1", port + 10_000))
-                return port
-    raise AssertionError("found no free port")
 
 
 def acl_user(name: str, password: str, prefix: str, commands: str) -> Sequence[str]:

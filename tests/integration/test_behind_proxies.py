@@ -26,6 +26,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from router.config.settings import DrainSettings
 from router.simulator.pytest_plugin import SimulatorFactory
 from tests.helpers.parts import require
+from tests.helpers.ports import free_port
 from tests.helpers.proxies import (
     NO_EDITS,
     PREFIX_PASSED_ON,
@@ -39,7 +40,6 @@ from tests.helpers.proxies import (
     Site,
     backends,
     complaint,
-    free_port,
     running,
 )
 from tests.helpers.running import MODEL, UPGRADE, config_of, running_router

@@ -389,7 +389,9 @@ async def test_a_new_master_key_ends_the_login(simulator: SimulatorFactory, tmp_
     """A login outlives a restart with the same key; from a reload with another one on neither cookie nor login works."""
     config = config_of(await simulator(), general={**KEYED, "workers": workers, "watch": False})
     file = written(tmp_path, config)
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http:
+    # A worker whose parent was killed waits for connections that are kept alive.
+    connector = aiohttp.TCPConnector(force_close=True)
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), connector=connector) as http:
         async with router_process(file) as first:
             page = Visitor(cast(RunningRouter, first), http, first.http)
             await page.login()

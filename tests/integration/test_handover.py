@@ -25,6 +25,7 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 from router.handover import take_over
 from router.simulator import Simulator
 from router.simulator.pytest_plugin import SimulatorFactory
+from tests.helpers.ports import free_port
 from tests.helpers.processes import PATIENCE_S, RouterProcess, environment, router_process, run, written
 from tests.helpers.running import MODEL, config_of, next_type, run_turn, until
 
@@ -44,7 +45,7 @@ async def sim(simulator: SimulatorFactory) -> Simulator:
 
 
 @contextmanager
-def free_port() -> Any:
+def held_port() -> Any:
     """A port that nothing else takes meanwhile: it is bound, by a socket that does not listen and shares it."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -301,14 +302,14 @@ async def test_a_router_that_drains_by_a_signal_still_hands_over(sim: Simulator,
 async def test_a_crashed_router_leaves_nothing_in_the_way(sim: Simulator, tmp_path: Path) -> None:
     """Its socket's file is stale; the next one starts as if it were the first."""
     config = written(tmp_path, replaceable(sim))
-    async with router_process(config) as old:
-        port = old.http.rpartition(":")[2]
+    at = ("--port", str(free_port()))
+    async with router_process(config, command=at) as old:
         await old.kill()
     assert (tmp_path / "handover.sock").is_socket()
-    async with router_process(config, command=("--port", port)) as new:
+    async with router_process(config, command=at) as new:
         await _turn(new.url(MODEL))
         assert not new.lines("taken over")
-        async with router_process(config, command=("--port", port)) as third:
+        async with router_process(config, command=at) as third:
             await new.logged("handed over")
             await _turn(third.url(MODEL))
 
@@ -451,7 +452,7 @@ def _leads(entry: Path) -> str:
 
 async def test_sockets_elsewhere_than_configured(sim: Simulator, tmp_path: Path) -> None:
     """The unit wins, and the log says that the two differ."""
-    with listener() as clients, free_port() as port:
+    with listener() as clients, held_port() as port:
         config = written(tmp_path, config_of(sim, general={"listen": f"127.0.0.1:{port}"}))
         async with activated(config, [clients], names="realtime-router.socket") as router:
             await listening(router)

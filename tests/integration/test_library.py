@@ -7,7 +7,6 @@ import base64
 import contextlib
 import json
 import os
-import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from router.events import Notice, SessionRecord
 from router.simulator import Simulator
 from router.simulator.audio import PCM_24K, AudioBank
 from router.simulator.pytest_plugin import SimulatorFactory
+from tests.helpers.ports import free_port
 
 KEY = "sk-library-0123456789abcdef"
 REPLY = "Nine words make about four seconds of sound."
@@ -68,14 +68,6 @@ def config(folder: Path, deployments: list[dict[str, Any]], **sections: Any) -> 
     # JSON is YAML.
     path.write_text(json.dumps({"model_list": entries, **sections}))
     return path
-
-
-def free_port() -> int:
-    """A port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def open_files() -> set[str]:

@@ -27,6 +27,7 @@ from router.events import Observers
 from router.process import serve_until_signal
 from router.simulator import Simulator
 from router.simulator.pytest_plugin import SimulatorFactory
+from tests.helpers.ports import free_port
 from tests.helpers.processes import PATIENCE_S, RouterProcess, environment, router_process, run, written
 from tests.helpers.running import MODEL, config_of, deployment_of, load_config, run_turn
 
@@ -231,9 +232,7 @@ async def test_sighup_during_the_start(sim: Simulator, tmp_path: Path) -> None:
 async def test_nobody_reads_what_it_prints(sim: Simulator, tmp_path: Path, closed: str) -> None:
     """A supervisor that closed its end of the pipe (EPIPE on every write) ends neither the router nor a call."""
     path = written(tmp_path, config_of(sim))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     reader, writer = os.pipe()
     os.close(reader)
     streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, closed: writer}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.ports import free_port
 from tests.helpers.proxies import (
     NO_EDITS,
     PROXIES,
@@ -20,7 +21,6 @@ from tests.helpers.proxies import (
     Site,
     backends,
     complaint,
-    free_port,
     nginx_stream,
     running,
 )

@@ -31,6 +31,7 @@ from router.fleet.picture import MOST, Vector
 from router.fleet.redis_link import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S, MOST_LINKS, RedisExchange
 from router.fleet.scripts import ACQUIRE, BEAT, MOST_SHARE_BYTES
 from tests.helpers.parts import require
+from tests.helpers.ports import free_port
 from tests.helpers.processes import environment
 from tests.helpers.redis_servers import (
     GARBAGE,
@@ -40,7 +41,6 @@ from tests.helpers.redis_servers import (
     acl_user,
     cluster,
     flood_server,
-    free_port,
     garbage_server,
     proxy,
     redis_server,

@@ -27,6 +27,7 @@ from websockets.exceptions import ConnectionClosed
 from router.simulator import Simulator
 from router.simulator.pytest_plugin import SimulatorFactory
 from tests.helpers.parts import require
+from tests.helpers.ports import free_port
 from tests.helpers.processes import PATIENCE_S, RouterProcess, router_process, run, written
 from tests.helpers.redis_servers import redis_server
 from tests.helpers.running import MODEL, config_of, deployment_of, next_type, run_turn
@@ -303,13 +304,14 @@ async def test_a_worker_that_is_asked_to_end_is_replaced(sim: Simulator, tmp_pat
 async def test_sessions_outlive_the_parent(sim: Simulator, tmp_path: Path) -> None:
     """Without their parent the workers stop listening, so that a new router can; their sessions run to their ends."""
     path = written(tmp_path, config_of(sim, general=DEBUG))
-    async with router_process(path) as router, AsyncExitStack() as stack:
+    port = free_port()
+    at = ("--port", str(port))
+    async with router_process(path, command=at) as router, AsyncExitStack() as stack:
         held = await a_session_of_each(router, stack)
-        port = router.http.rpartition(":")[2]
         os.kill(router.pid, signal.SIGKILL)
         await router.logged("parent process is gone", 2)
-        await _nobody_listens(int(port))
-        async with router_process(path, command=("--port", port)) as second:
+        await _nobody_listens(port)
+        async with router_process(path, command=at) as second:
             for ws in held.values():
                 assert (await run_turn(ws))[-1] == "response.done"
             async with session(second) as fresh:

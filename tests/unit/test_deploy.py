@@ -23,6 +23,7 @@ from router._version import __version__
 from router.config import load_text
 from router.config.settings import DrainSettings, RelaySettings, ServerSettings
 from tests.helpers.parts import require
+from tests.helpers.ports import free_port
 from tests.helpers.proxies import (
     PREFIX_PASSED_ON,
     PREFIX_STRIPPED,
@@ -30,7 +31,6 @@ from tests.helpers.proxies import (
     Site,
     complaint,
     edited,
-    free_port,
     nginx_with,
 )
 from tests.helpers.running import config_of, running_router
