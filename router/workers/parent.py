@@ -24,47 +24,38 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import FrameType
 from typing import Any, Final, NoReturn
 
-import orjson
 from prometheus_client.process_collector import ProcessCollector
 
 from router import logs
-from router.admin import merge as views
-from router.admin.contract import ACTS, QUESTIONS, Args
-from router.admin.overrides import Overrides, configured_of
+from router.admin.contract import ACTS, QUESTIONS
+from router.admin.overrides import configured_of
 from router.config.settings import DrainSettings, ListenTlsSettings, Settings
 from router.dashboard.login import Spent
 from router.drain import PROGRESS_S, Drain, Stage
 from router.events import Notice, Observers
 from router.fleet import picture
 from router.fleet.board import Board
-from router.fleet.exchange import Wanted
 from router.handover import HandoverFailed
 from router.listener.certificate import Certificate
-from router.metrics import PREFIX, RELOADS, RELOADS_TEXT, RESTARTS, RESTARTS_TEXT, Page
+from router.metrics import PREFIX, RELOADS, RELOADS_TEXT, RESTARTS, RESTARTS_TEXT
 from router.process import GC_THRESHOLDS, cannot_start, facts_of, hangup, say, url_of
 from router.reload import Origin
 from router.succession import NOTHING, Inheritance, Succession
 from router.systemd import notify
 from router.workers import merge
 from router.workers.channel import MOST_UNREAD_BYTES, BadFrame, Message, ParentEnd, Stuck
+from router.workers.gathering import METRICS, Gatherings
+from router.workers.messages import Nonsense, list_of, name_from, natural_of, object_of, places_of, text_of, wanted_of
 from router.workers.reloads import Reloads
+from router.workers.slots import SETTLED_S, Slot, Worker, cause_of, delay_s
 from router.workers.sockets import address_of
 from router.workers.worker import Place, work
 
-#: A worker that lived this long is replaced at once ...
-SETTLED_S: Final = 10.0
-#: ... and others after this, doubled with each of them in a row.
-FIRST_DELAY_S: Final = 0.1
-MOST_DELAY_S: Final = 2.0
-#: Longest wait for workers to say what only all of them know.
-GATHER_S: Final = 1.0
 #: Seconds without a word after which a worker is stuck; it speaks once a second.
 SILENT_TICKS: Final = 30
 #: Workers have time limits of their own for their end; the sum of those is below this, and this below the 10 s that are promised.
@@ -72,96 +63,10 @@ KILL_AFTER_S: Final = 9.0
 #: The same for an end at once.
 KILL_AT_ONCE_AFTER_S: Final = 6.0
 _TICK_S: Final = 1.0
-# Work that can wait is done in slices of this length: hard limits of the fleet wait for 50 ms at most.
-_SLICE_S: Final = 0.005
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-_METRICS: Final = "metrics"
 _CONFIG: Final = "config"
 _RELOAD: Final = "reload"
-# Questions to all that may be under way at a time; nobody has so many different ones.
-_MOST_GATHERINGS: Final = 64
-# A name of a place or a deployment is no longer than this.
-_LONGEST_NAME: Final = 700
 
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Worker:
-    """A process that serves, or is about to."""
-
-    number: int  # of its slot
-    pid: int
-    member: str  # its name on the board
-    end: ParentEnd
-    born_at: float
-    watched: int = 0  # what the selector looks at, of its channel
-    serving: bool = False  # it has said that it accepts connections
-    sessions: int = 0  # as it said last
-    by_themselves: int = 0  # sessions that ended while it drained, as it said last ...
-    ended_by_it: int = 0  # ... and those that it ended
-    idle: bool = False  # it drains, and nobody is left
-    silent: int = 0  # ticks since it said anything
-    samples: merge.Packed = ()  # its metrics, as it said last
-    # Numbers of what it was asked and has not answered yet, with the questions' keys (``Gathering``).
-    owes: dict[int, str] = field(default_factory=dict)
-    told: int = 0  # version of the overrides that it knows
-    confused: bool = False  # it has said something senseless, which is told once
-
-
-@dataclass(slots=True, kw_only=True)
-class Slot:
-    """A worker's place: its number, its sockets, and who is there."""
-
-    number: int
-    sockets: list[socket.socket]
-    worker: Worker | None = None
-    due_at: float = math.inf  # when the next one is to be forked; only finite while there is none
-    died_at: float | None = None  # only set until a replacement serves
-    early_deaths: int = 0  # in a row
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Gathering:
-    """A question to all workers, or an act of all, that one or more of them have asked for.
-
-    ``key`` is the same for the same question, so that those who ask it at the same time share the answer; every act has one of
-    its own, for their order counts.
-    """
-
-    key: str
-    what: str
-    args: Args
-    number: int
-    deadline: float
-    askers: list[tuple[Worker, int, str]]  # who, its question's number, and what it accepts
-    waiting: set[Worker] = field(default_factory=set)
-    heard: dict[Worker, Any] = field(default_factory=dict)
-
-
-class Nonsense(ValueError):
-    """A worker's message that cannot be followed."""
-
-
-def delay_s(lived_s: float, early_deaths: int) -> float:
-    """Return the seconds until a worker that died is replaced.
-
-    Args:
-        lived_s: how long it lived.
-        early_deaths: how many before it, in a row, in the same slot, had not lived ``SETTLED_S``.
-    """
-    if lived_s >= SETTLED_S:
-        return 0.0
-    # Beyond this power the bound holds anyway.
-    return min(MOST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(early_deaths, 16))
-
-
-def cause_of(status: int) -> dict[str, Any]:
-    """Return how a process ended, for the log: the name of a signal, or its exit code (``os.waitstatus_to_exitcode``)."""
-    if status >= 0:
-        return {"code": status}
-    try:
-        return {"signal": signal.Signals(-status).name}
-    except ValueError:
-        return {"signal": f"signal {-status}"}
 
 
 class Parent:
@@ -219,23 +124,22 @@ class Parent:
         self._code: int | None = None  # only set once the end has begun
         self._kill_at = math.inf
         self._restarts = 0
-        # Counters of those that are gone, as one process' metrics.
-        self._gone: merge.Packed = ()
         self._process = ProcessCollector(registry=None)
-        self._gathered = 0
-        self._gathering: dict[str, Gathering] = {}
-        # Who asked while the same was being gathered: what comes of that may be older than the question.
-        self._next_askers: dict[str, list[tuple[Worker, int, str]]] = {}
-        self._acts = 0
-        self._overrides = Overrides()
         self._spent = Spent(clock=clock)  # tickets of the dashboard
-        self._configured = configured_of(settings)
         # What the generation in force says of the end and of the certificate; of all else the parent needs next to nothing.
         self._drain_settings = settings.server.drain
         self._tls = settings.server.tls
         self._origin = origin
         self._reloads = self._reloads_of(origin)
-        self._slices: deque[Iterator[None]] = deque()
+        self._gatherings = Gatherings(
+            workers=self._workers,
+            send=self._send,
+            accepting=lambda: self._stage == "serving",
+            own_samples=self._own_samples,
+            configured=configured_of(settings),
+            tell=tell,
+            clock=clock,
+        )
         self._answers: dict[str, Callable[[Worker, Message], Mapping[str, Any]]] = {
             "beat": self._beat,
             "acquire": self._acquire,
@@ -434,35 +338,19 @@ class Parent:
                 slot.due_at = math.inf
                 self._restarts += 1
                 self._fork(slot)
-        for gathering in list(self._gathering.values()):
-            if not gathering.waiting or now >= gathering.deadline:
-                self._gathered_all(gathering)
         if self._reloads is not None and self._reloading:
             self._reloads.step()
         if now >= self._kill_at:
             self._kill_at = math.inf
             self._kill_all()
-        self._work_a_slice()
+        self._gatherings.step()
 
     def _wait_s(self) -> float:
-        if self._slices:
-            return 0.0
         due = [self._next_tick, self._kill_at, self._drain.wakes_at, *(slot.due_at for slot in self._slots)]
-        due += [gathering.deadline for gathering in self._gathering.values()]
+        due.append(self._gatherings.due_at())
         if self._reloads is not None and self._reloading:
             due.append(self._reloads.due_at())
         return max(0.0, min(due) - self._clock())
-
-    def _work_a_slice(self) -> None:
-        ends = self._clock() + _SLICE_S
-        while self._slices and self._clock() < ends:
-            try:
-                next(self._slices[0])
-            except StopIteration:
-                self._slices.popleft()
-            except Exception as error:  # those who wait for this find out by their time limits; all else goes on
-                self._slices.popleft()
-                self._tell(Notice(level="error", event="answer not made", facts={"error": error}))
 
     def _signals(self) -> None:
         try:
@@ -541,7 +429,7 @@ class Parent:
         theirs.close()
         end = ParentEnd(ours, most_unread_bytes=self._most_unread_bytes)
         slot.worker = Worker(
-            number=slot.number, pid=pid, member=member, end=end, born_at=self._clock(), told=self._overrides.version
+            number=slot.number, pid=pid, member=member, end=end, born_at=self._clock(), told=self._gatherings.overrides.version
         )
         self._watch(slot.worker)
         if self._reloads is not None:
@@ -581,7 +469,7 @@ class Parent:
                 clients=clients,
                 operators=operators,
                 certificate=self._certificate,
-                overrides=list(self._overrides.of(self._configured)),
+                overrides=self._gatherings.words(),
                 source=None if self._origin is None else self._origin.source,
                 newest=None if self._reloads is None else self._reloads.newest,
             )
@@ -625,12 +513,9 @@ class Parent:
         if not replaced:
             self._desert(slot)
         self._board.evict(worker.member)
-        self._gone = merge.fold([self._gone, worker.samples])
+        self._gatherings.gone(worker)
         self._by_themselves += worker.by_themselves
         self._ended_by_us += worker.ended_by_it
-        for gathering in self._gathering.values():
-            gathering.waiting.discard(worker)
-            gathering.heard.pop(worker, None)
         if self._code is not None and status in (0, -signal.SIGTERM):
             return
         lived_s = now - worker.born_at
@@ -732,18 +617,18 @@ class Parent:
         if kind == "ask":
             self._asked(worker, message)
         elif kind == "told":
-            self._told(worker, _natural(message, "id"), message.get("data"))
+            self._gatherings.told(worker, natural_of(message, "id"), message.get("data"))
         elif kind == "pulse":
-            worker.sessions = _natural(message, "sessions")
+            worker.sessions = natural_of(message, "sessions")
             if "ended" in message:
-                worker.by_themselves, worker.ended_by_it = _natural(message, "by_themselves"), _natural(message, "ended")
+                worker.by_themselves, worker.ended_by_it = natural_of(message, "by_themselves"), natural_of(message, "ended")
         elif kind == "idle":
             worker.idle = True
         elif kind == "prepared":
             if self._reloads is not None:
-                self._reloads.heard(worker, _natural(message, "id"), _object(message, "data"))
+                self._reloads.heard(worker, natural_of(message, "id"), object_of(message, "data"))
         elif kind == "samples":
-            worker.samples = _list(message, "data")
+            worker.samples = list_of(message, "data")
         elif kind == "ready":
             self._ready(worker)
         else:
@@ -754,10 +639,7 @@ class Parent:
         if worker.serving:
             return
         worker.serving = True
-        if worker.told != self._overrides.version:
-            # Said after it was forked, and before it could be asked.
-            overrides = list(self._overrides.of(self._configured))
-            self._send(worker, {"k": "tell", "id": 0, "what": "overrides", "args": {"overrides": overrides}})
+        self._gatherings.serves(worker)
         if self._reloads is not None:
             self._reloads.serves(worker)
         slot = self._slots[worker.number]
@@ -782,12 +664,9 @@ class Parent:
         self._tell(Notice(level="info", event="listening", facts=facts))
 
     def _asked(self, worker: Worker, message: Message) -> None:
-        number, what = _natural(message, "id"), message.get("what")
-        if what == _METRICS:
-            accept = message.get("accept", "")
-            if not isinstance(accept, str):
-                raise Nonsense(f"accept: found {type(accept).__name__}, expected a text")
-            self._gather(_METRICS, what, {}, (worker, number, accept))
+        number, what = natural_of(message, "id"), message.get("what")
+        if what == METRICS:
+            self._gatherings.metrics(worker, number, text_of(message, "accept"))
             return
         if what == _CONFIG and self._reloads is not None:
             self._send(worker, {"k": "answer", "id": number, "document": self._reloads.describe()})
@@ -796,7 +675,7 @@ class Parent:
             self._reloads.request("api", partial(self._answer_reload, worker, number))
             return
         if isinstance(what, str) and (what in QUESTIONS or what in ACTS):
-            self._asked_by_operator(worker, number, what, _object(message, "args"))
+            self._gatherings.operators(worker, number, what, object_of(message, "args"))
             return
         answer = self._answers.get(what) if isinstance(what, str) else None
         if answer is None:
@@ -827,8 +706,7 @@ class Parent:
         logs.set_level(facts["log_level"])
         self._drain_settings = DrainSettings(**facts["drain"])
         self._tls = None if facts["tls"] is None else ListenTlsSettings(**facts["tls"])
-        self._configured = facts["configured"]
-        self._overrides.settle(self._configured)
+        self._gatherings.configure(facts["configured"])
 
     def _answer_reload(self, worker: Worker, number: int, document: Mapping[str, Any]) -> None:
         self._send(worker, {"k": "answer", "id": number, "document": document})
@@ -836,20 +714,16 @@ class Parent:
     # --- the board ----------------------------------------------------------------------------------
 
     def _beat(self, worker: Worker, message: Message) -> Mapping[str, Any]:
-        share = message.get("share")
-        if not isinstance(share, str):
-            raise Nonsense(f"share: found {type(share).__name__}, expected a text")
-        renew = _places(message, "renew", worker.member)
-        heard = self._board.beat(worker.member, picture.decode(share.encode()), renew, now_s=self._clock())
+        share = picture.decode(text_of(message, "share").encode())
+        heard = self._board.beat(worker.member, share, places_of(message, "renew", worker.member), now_s=self._clock())
         facts = {"now_s": heard.now_s, "known": heard.known, "members": heard.members}
         return {**facts, "totals": picture.encode(heard.totals).decode()}
 
     def _acquire(self, worker: Worker, message: Message) -> Mapping[str, Any]:
-        wanted = [_wanted(item, worker.member) for item in _list(message, "wanted")]
-        return {"granted": self._board.acquire(wanted, now_s=self._clock())}
+        return {"granted": self._board.acquire(wanted_of(message, "wanted", worker.member), now_s=self._clock())}
 
     def _release(self, worker: Worker, message: Message) -> Mapping[str, Any]:
-        self._board.release(_places(message, "places", worker.member))
+        self._board.release(places_of(message, "places", worker.member))
         return {}
 
     def _leave(self, worker: Worker, message: Message) -> Mapping[str, Any]:
@@ -857,76 +731,8 @@ class Parent:
         return {}
 
     def _ticket(self, worker: Worker, message: Message) -> Mapping[str, Any]:
-        return {"first": self._spent.first(_name(message.get("nonce")))}
+        return {"first": self._spent.first(name_from(message.get("nonce")))}
 
-    # --- what only all of them know -----------------------------------------------------------------
-
-    def _asked_by_operator(self, worker: Worker, number: int, what: str, args: Args) -> None:
-        if len(self._gathering) >= _MOST_GATHERINGS:
-            self._send(worker, {"k": "answer", "id": number, "error": "too many questions at the same time"})
-            return
-        if what in QUESTIONS:
-            key = f"{what} {orjson.dumps(args, option=orjson.OPT_SORT_KEYS).decode()}"
-        else:
-            self._acts += 1
-            key = f"{what} #{self._acts}"
-        if what == "set":
-            try:
-                self._overrides.note(args, self._configured)
-            except ValueError as error:
-                raise Nonsense(str(error)) from None
-        self._gather(key, what, args, (worker, number, ""))
-
-    def _gather(self, key: str, what: str, args: Args, asker: tuple[Worker, int, str]) -> None:
-        if key in self._gathering:
-            self._next_askers.setdefault(key, []).append(asker)
-        else:
-            self._begin_gathering(key, what, args, [asker])
-
-    def _begin_gathering(self, key: str, what: str, args: Args, askers: list[tuple[Worker, int, str]]) -> None:
-        self._gathered += 1
-        under_way = {gathering.number for gathering in self._gathering.values()}
-        gathering = Gathering(
-            key=key, what=what, args=args, number=self._gathered, deadline=self._clock() + GATHER_S, askers=askers
-        )
-        self._gathering[key] = gathering
-        for worker in self._workers():
-            if not worker.serving or worker.end.ended:
-                continue
-            # One that has not answered the last time is waited for no more. What is to be done it is told nevertheless.
-            late = any(number not in under_way for number in worker.owes)
-            if late and what not in ACTS:
-                continue
-            worker.owes[gathering.number] = key
-            if not late:
-                gathering.waiting.add(worker)
-            if what == "set":
-                worker.told = self._overrides.version
-            self._send(worker, {"k": "tell", "id": gathering.number, "what": what, "args": args})
-
-    def _told(self, worker: Worker, number: int, data: Any) -> None:
-        key = worker.owes.pop(number, None)
-        if key is None:
-            raise Nonsense(f"found an answer to {number}, which was not asked")
-        if key == _METRICS and isinstance(data, list):
-            worker.samples = data
-        gathering = self._gathering.get(key)
-        if gathering is not None and gathering.number == number:
-            gathering.waiting.discard(worker)
-            if data is not None:
-                gathering.heard[worker] = data
-
-    def _gathered_all(self, gathering: Gathering) -> None:
-        """Put what was heard together, in slices, and go on with those who asked meanwhile."""
-        del self._gathering[gathering.key]
-        if gathering.what == _METRICS:
-            live = [*gathering.heard.values(), self._own_samples()]
-            silent = [worker.samples for worker in self._workers() if worker not in gathering.heard]
-            self._slices.append(self._answer_metrics(gathering.askers, live, [self._gone, *silent]))
-        else:
-            self._slices.append(self._answer_operators(gathering))
-        if askers := self._next_askers.pop(gathering.key, None):
-            self._begin_gathering(gathering.key, gathering.what, gathering.args, askers)
 
     def _own_samples(self) -> merge.Packed:
         """What the parent adds: its own process, which is one of the router's, and what only it counts."""
@@ -937,95 +743,6 @@ class Parent:
             packed += merge.counter(f"{PREFIX}{RELOADS}", RELOADS_TEXT, counts)
         return packed
 
-    def _answer_metrics(
-        self, askers: list[tuple[Worker, int, str]], live: list[merge.Packed], gone: list[merge.Packed]
-    ) -> Iterator[None]:
-        pages = {accept: Page(accept) for _, _, accept in askers}
-        for metric in merge.merge_in_slices(live, gone):
-            yield
-            if metric is not None:
-                for page in pages.values():
-                    yield from page.add_in_slices(metric)
-        for worker, number, accept in askers:
-            page = pages[accept]
-            self._send(worker, {"k": "answer", "id": number, "body": page.body.decode(), "type": page.content_type})
-
-    def _answer_operators(self, gathering: Gathering) -> Iterator[None]:
-        documents = {worker.number: (worker.pid, document) for worker, document in gathering.heard.items()}
-        workers = self._workers()
-        heard = views.Heard(
-            documents=documents,
-            # One that does not serve yet has nothing to say, and hears of everything when it does.
-            silent={worker.number: worker.pid for worker in workers if worker.serving and worker.number not in documents},
-            workers=[
-                {
-                    "worker": one.number,
-                    "pid": one.pid,
-                    "sessions": one.sessions,
-                    "serving": one.serving and self._stage == "serving",
-                }
-                for one in workers
-            ],
-        )
-        answer: dict[str, Any]
-        try:
-            answer = {"document": views.merge(gathering.what, gathering.args, heard)}
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            answer = {"error": f"what the workers say does not fit together: {type(error).__name__}"}
-        yield
-        for worker, number, _ in gathering.askers:
-            self._send(worker, {"k": "answer", "id": number, **answer})
-
 
 def _noted(number: int, frame: FrameType | None) -> None:
     """A signal's handler in Python: what matters has been written to the wake-up socket."""
-
-
-# --- reading messages ----------------------------------------------------------------------------
-
-
-def _natural(message: Message, name: str) -> int:
-    value = message.get(name)
-    if type(value) is not int or value < 0:
-        raise Nonsense(f"{name}: found {str(value)[:40]!r}, expected a natural number")
-    return value
-
-
-def _list(message: Message, name: str) -> list[Any]:
-    value = message.get(name)
-    if not isinstance(value, list):
-        raise Nonsense(f"{name}: found {type(value).__name__}, expected a list")
-    return value
-
-
-def _object(message: Message, name: str) -> dict[str, Any]:
-    value = message.get(name)
-    if not isinstance(value, dict):
-        raise Nonsense(f"{name}: found {type(value).__name__}, expected an object")
-    return value
-
-
-def _places(message: Message, name: str, member: str) -> dict[str, list[str]]:
-    value = message.get(name)
-    if not isinstance(value, dict):
-        raise Nonsense(f"{name}: found {type(value).__name__}, expected places by deployment")
-    return {_name(deployment): [_place(place, member) for place in _list(value, deployment)] for deployment in value}
-
-
-def _wanted(item: Any, member: str) -> Wanted:
-    if not isinstance(item, list) or len(item) != 3 or type(item[1]) is not int:
-        raise Nonsense("wanted: found something else, expected a deployment, a limit and a place")
-    return Wanted(deployment=_name(item[0]), limit=item[1], place=_place(item[2], member))
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > _LONGEST_NAME:
-        raise Nonsense(f"found a name that is {type(value).__name__}, expected a text of at most {_LONGEST_NAME} characters")
-    return value
-
-
-def _place(value: Any, member: str) -> str:
-    # By its beginning a dead worker's place is found.
-    if not _name(value).startswith(f"{member}:"):
-        raise Nonsense("found a place of another name, expected one that begins with the member's")
-    return str(value)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from router.workers.parent import FIRST_DELAY_S, MOST_DELAY_S, SETTLED_S, cause_of, delay_s
+from router.workers.slots import FIRST_DELAY_S, MOST_DELAY_S, SETTLED_S, cause_of, delay_s
 from tests.helpers.processes import RouterProcess, environment
 from tests.unit.workers.acting import UNREAD_BYTES
 
