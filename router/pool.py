@@ -183,6 +183,16 @@ class Deployment:
         self.starts.limit = settings.rpm
         self.tokens.limit = settings.tpm
 
+    def follow(self, before: Deployment) -> None:
+        """Take over what operators have said of the one that had the id before: it is the id that they speak of.
+
+        Nothing else: it served another group, or another provider's model.
+        """
+        if self.settings.state == before.settings.state:
+            self.override_state = before.override_state
+        if self.settings.weight == before.settings.weight:
+            self.override_weight = before.override_weight
+
     # --- Candidate ----------------------------------------------------------------------------------
 
     @property
@@ -555,10 +565,14 @@ class Pool:
         # A third party's strategy may refuse its options, or fail: before anything has changed.
         strategies = {name: self._strategy(group) for name, group in settings.groups.items()}
         before = {_identity(deployment.settings): deployment for deployment in (*self.leaving, *self.deployments)}
+        named = {deployment.id: deployment for deployment in self.deployments}
         self.groups = {
             name: Group(group, tuple(self._deployment(item, group, before) for item in group.deployments), strategies[name])
             for name, group in settings.groups.items()
         }
+        for deployment in self.deployments:
+            if (one := named.get(deployment.id, deployment)) is not deployment:
+                deployment.follow(one)
         for deployment in before.values():
             deployment.removed = True
         self.leaving = tuple(deployment for deployment in before.values() if deployment.sessions)

@@ -278,6 +278,25 @@ async def test_what_moved_to_another_group_leaves_nothing_behind(
         assert re.search(r'attempts_total\{[^}]*(?:deployment="d"[^}]*group="new"|group="new"[^}]*deployment="d")', page)
 
 
+async def test_what_operators_said_of_an_id_goes_with_it_to_another_group(simulator: SimulatorFactory) -> None:
+    """Who put it in maintenance meant the deployment, wherever it serves; what the file says anew wins, key by key."""
+    sim = await simulator(name="sim")
+    async with running_router(config_of(deployment_of(sim, id="d"), deployment_of(sim, id="stays"))) as router:
+        router.deployment("d").override(state="maint", weight=5.0)
+
+        def moved(model: str, **keys: Any) -> tuple[str, float]:
+            config = config_of(deployment_of(sim, id="d", model=model, **keys), deployment_of(sim, id="stays"))
+            router.engine.apply(load_config(config).settings, generation=2)
+            deployment = router.deployment("d")
+            return deployment.state, deployment.weight
+
+        assert moved("new") == ("maint", 5.0)
+        assert moved("newer", weight=3) == ("maint", 3.0)
+        assert moved("newer", weight=3, info={"state": "drain"}) == ("draining", 3.0)
+        # Back to what the file said at first: that word is forgotten.
+        assert moved("new") == ("ready", 1.0)
+
+
 async def test_a_reload_at_the_end_starts_nothing(simulator: SimulatorFactory) -> None:
     """What runs in the background is closed already: the generation is in force, and nobody complains."""
     sim = await simulator(name="sim")
