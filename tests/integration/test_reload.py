@@ -294,7 +294,7 @@ async def test_what_operators_said_of_an_id_goes_with_it_to_another_group(simula
         assert moved("newer", weight=3) == ("maint", 3.0)
         assert moved("newer", weight=3, info={"state": "drain"}) == ("draining", 3.0)
         # Back to what the file said at first: that word is forgotten.
-        assert moved("new") == ("ready", 1.0)
+        assert moved("new") == ("admitting", 1.0)
 
 
 async def test_a_reload_at_the_end_starts_nothing(simulator: SimulatorFactory) -> None:

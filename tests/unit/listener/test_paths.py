@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from router.listener.paths import under
+from router.listener.paths import _with_slash, under
 
 
 async def handler(request: web.Request) -> web.StreamResponse:
@@ -19,6 +19,7 @@ def test_every_route_is_under_the_prefix_and_as_it_was() -> None:
     assert found == [
         ("GET", "/a/b/", handler, None),
         ("POST", "/a/b/admin/reload", handler, None),
+        ("GET", "/a/b", _with_slash, None),
         ("GET", "/", handler, None),
         ("POST", "/admin/reload", handler, "reload"),
     ]
