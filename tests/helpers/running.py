@@ -57,6 +57,8 @@ UPSTREAM_KEY = "sk-upstream-0123456789abcdef"
 
 E = TypeVar("E")
 
+# Enough to see what a session went through.
+_MOST_TROUBLES = 20
 _PROVIDERS = {"openai": "openai", "openai-beta": "openai", "azure": "azure", "xai": "xai", "echo": "openai_compatible"}
 
 
@@ -269,6 +271,15 @@ class RunningRouter:
         session = ws.response.headers["x-router-session"]
         return await self.until(SessionRecord, where=lambda record: record.session == session)
 
+    def troubles(self) -> list[str]:
+        """The last of what failed or was refused, as text."""
+        refused = (SessionRefused, Notice)
+        return [
+            repr(event)
+            for event in self.events
+            if isinstance(event, refused) or (isinstance(event, Attempt) and event.outcome != "ready")
+        ][-_MOST_TROUBLES:]
+
     # --- where it is ---
 
     @property
@@ -447,6 +458,11 @@ async def running_router(
     try:
         await router.server.start()
         yield router
+    except Exception as error:
+        # What a client sees says little, on purpose; whoever reads of a test that failed once wants to know what the router saw.
+        if told := router.troubles():
+            error.add_note("\n".join(("the router saw, last:", *told)))
+        raise
     finally:
         await router.server.stop()
     if not expect_faults:
