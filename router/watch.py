@@ -166,7 +166,8 @@ async def _told_of(watched: Collection[str]) -> AsyncGenerator[None, None]:
         recursive=False,
     )
     async with contextlib.aclosing(told):
-        # With its first step the watch stands. What has changed before that nobody tells of, so a look at the files is due.
+        # With its first step, which is one turn of the event loop, the watch stands: it is made before a thread waits for news.
+        # What has changed before that nobody tells of, so a look at the files is due.
         tasks = Tasks(on_error=lambda _, error: None)
         first = tasks.spawn(_step(told), name="first step of the watch", expected=(Exception,))
         try:

@@ -473,10 +473,8 @@ GARBAGE: Mapping[str, tuple[bytes, bool]] = {
 async def garbage_server(kind: str, *, port: int = 0) -> AsyncIterator[int]:
     """A port, a free one unless given, where whatever is sent is answered by something of ``GARBAGE``."""
     answer, goes_on = GARBAGE[kind]
-    tasks: set[asyncio.Task[None]] = set()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.add(this_task())
         try:
             while data := await reader.read(65536):
                 if answer is ECHO:
@@ -497,16 +495,8 @@ async def garbage_server(kind: str, *, port: int = 0) -> AsyncIterator[int]:
         finally:
             writer.transport.abort()
 
-    server = await asyncio.start_server(talk, "127.0.0.1", port)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        await all_begun()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await server.wait_closed()
+    async with handled(talk, port=port) as taken:
+        yield taken
 
 
 #: Name → what it answers to anything, and what comes behind that for ever.
@@ -683,9 +673,32 @@ async def proxy(server: RedisServer) -> AsyncIterator[Proxy]:
 # --- parts ---------------------------------------------------------------------------------------
 
 
+@asynccontextmanager
+async def handled(
+    handler: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], *, port: int = 0
+) -> AsyncIterator[int]:
+    """Listen at a port, a free one unless given, and give each connection to ``handler``; what runs at the end is cancelled."""
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(this_task())
+        await handler(reader, writer)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", port)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await all_begun()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.wait_closed()
+
+
 async def all_begun() -> None:
     """Let a connection that was accepted in the last moment reach its handler: nobody else would close it."""
-    # Turns of the loop from accepting to the handler's first step, and one more.
+    # asyncio says nothing of it. These are the turns of the loop from accepting to the handler's first step, and one more.
     for _ in range(5):
         await asyncio.sleep(0)
 

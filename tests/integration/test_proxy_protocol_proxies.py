@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,7 +23,7 @@ from tests.helpers.proxies import (
     nginx_stream,
     running,
 )
-from tests.helpers.redis_servers import all_begun, this_task
+from tests.helpers.redis_servers import handled
 from tests.helpers.running import MODEL, UPGRADE
 from tests.helpers.tls import HOST, Authority
 from tests.integration.test_behind_proxies import CLIENT, KEY, Front, greeted, session_of, turn
@@ -69,10 +68,8 @@ def test_the_proxy_itself_finds_nothing_wrong(kind: str, authority: Authority, t
 async def test_the_proxy_sends_the_header(kind: str, authority: Authority, tmp_path: Path) -> None:
     """What arrives begins with a PROXY header that names the client, before the request: so the change does what it says."""
     heads: asyncio.Queue[bytes] = asyncio.Queue()
-    tasks: set[asyncio.Task[Any]] = set()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.add(this_task())
         received = b""
         try:
             while b"HTTP/1.1\r\n" not in received and (data := await reader.read(4096)):
@@ -88,19 +85,7 @@ async def test_the_proxy_sends_the_header(kind: str, authority: Authority, tmp_p
         finally:
             writer.transport.abort()
 
-    @asynccontextmanager
-    async def listening() -> AsyncIterator[int]:
-        server = await asyncio.start_server(accept, "127.0.0.1", 0)
-        try:
-            yield server.sockets[0].getsockname()[1]
-        finally:
-            server.close()
-            await all_begun()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async with listening() as port, front(kind, (port, port), authority, tmp_path) as proxy:
+    async with handled(accept) as port, front(kind, (port, port), authority, tmp_path) as proxy:
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", proxy.program.port, ssl=proxy.tls, server_hostname=HOST, local_addr=(CLIENT, 0)
         )
